@@ -1,0 +1,1 @@
+"""Baton's gateway: the fronts that speak gRPC and the supervisor that runs them."""

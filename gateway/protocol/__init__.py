@@ -1,0 +1,1 @@
+"""Generated protobuf modules (`make protos`); the sources are in `protos/`."""
