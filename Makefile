@@ -1,0 +1,47 @@
+# Baton: every target sets itself up. Needs Python 3.11 (or later), pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_SECONDS ?= 20
+
+.PHONY: setup demo test conformance adversity bench lint types imports check lock protos clean
+
+setup: $(VENV)/.installed  ## the virtual environment, from the lock file
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup  ## train two models, serve them, score the held-out records
+	DEMO_SECONDS=$(DEMO_SECONDS) $(BIN)/python -m loadtest demo
+
+test: setup  ## the whole test suite, short form of the long ones
+	$(BIN)/python -m pytest -q
+
+bench: setup  ## req/s per core and latency, beside a hand-written grpc.aio server
+	$(BIN)/python -m loadtest bench
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+check: lint types imports test  ## everything .ci/run runs
+
+lock: $(VENV)/.installed  ## resolve dependencies anew
+	$(BIN)/uv pip compile pyproject.toml --group dev --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 --universal --output-file requirements.lock
+
+protos: setup  ## generate Python from protos/
+	for name in model_config inference; do \
+	  $(BIN)/python -m grpc_tools.protoc -I gateway/protocol=protos --python_out=. --pyi_out=. gateway/protocol/$$name.proto || exit 1; done
+	$(BIN)/python -m grpc_tools.protoc -I workers=protos --python_out=. --pyi_out=. workers/onnx_subset.proto
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

@@ -38,7 +38,7 @@ def encode_bytes_elements(elements: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def decode_bytes_elements(raw: bytes | memoryview) -> list[bytes]:
+def decode_bytes_elements(raw: bytes | bytearray | memoryview) -> list[bytes]:
     """Split the raw BYTES form into its elements.
 
     Args:
@@ -55,9 +55,7 @@ def decode_bytes_elements(raw: bytes | memoryview) -> list[bytes]:
     position, end = 0, len(data)
     while position < end:
         if end - position < _LENGTH.size:
-            raise EncodingError(
-                f"truncated element length at byte {position} of {end}"
-            )
+            raise EncodingError(f"truncated element length at byte {position} of {end}")
         (length,) = _LENGTH.unpack_from(data, position)
         position += _LENGTH.size
         if length > end - position:
@@ -91,7 +89,7 @@ def encode_array(array: NDArray[np.generic], datatype: str) -> bytes:
 
 
 def decode_array(
-    raw: bytes | memoryview, datatype: str, shape: tuple[int, ...]
+    raw: bytes | bytearray | memoryview, datatype: str, shape: tuple[int, ...]
 ) -> NDArray[np.generic]:
     """View raw bytes as an array; BYTES becomes an object array of ``bytes``.
 
@@ -118,5 +116,7 @@ def decode_array(
         return array.reshape(shape)
     entry = DATATYPES[datatype]
     if len(raw) != count * entry.size:
-        raise EncodingError(f"{len(raw)} bytes where {count * entry.size} were expected")
+        raise EncodingError(
+            f"{len(raw)} bytes where {count * entry.size} were expected"
+        )
     return np.frombuffer(raw, dtype=entry.numpy).reshape(shape)

@@ -78,7 +78,6 @@ class StreamHandler(Protocol):
         """The transport wrote responses out; `queued` of them still wait."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Methods:
     """All methods a transport serves, by full path (``/package.Service/Method``).

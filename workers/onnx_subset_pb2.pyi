@@ -108,16 +108,18 @@ class OperatorSetIdProto(_message.Message):
     def __init__(self, domain: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class FunctionProto(_message.Message):
-    __slots__ = ("name", "node", "opset_import", "domain")
+    __slots__ = ("name", "node", "opset_import", "domain", "attribute_proto")
     NAME_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     OPSET_IMPORT_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTE_PROTO_FIELD_NUMBER: _ClassVar[int]
     name: str
     node: _containers.RepeatedCompositeFieldContainer[NodeProto]
     opset_import: _containers.RepeatedCompositeFieldContainer[OperatorSetIdProto]
     domain: str
-    def __init__(self, name: _Optional[str] = ..., node: _Optional[_Iterable[_Union[NodeProto, _Mapping]]] = ..., opset_import: _Optional[_Iterable[_Union[OperatorSetIdProto, _Mapping]]] = ..., domain: _Optional[str] = ...) -> None: ...
+    attribute_proto: _containers.RepeatedCompositeFieldContainer[AttributeProto]
+    def __init__(self, name: _Optional[str] = ..., node: _Optional[_Iterable[_Union[NodeProto, _Mapping]]] = ..., opset_import: _Optional[_Iterable[_Union[OperatorSetIdProto, _Mapping]]] = ..., domain: _Optional[str] = ..., attribute_proto: _Optional[_Iterable[_Union[AttributeProto, _Mapping]]] = ...) -> None: ...
 
 class ModelProto(_message.Message):
     __slots__ = ("ir_version", "producer_name", "graph", "opset_import", "functions")

@@ -1,0 +1,199 @@
+"""The catalogue: what is served now, as one immutable snapshot.
+
+The supervisor writes it, fronts swap it in one step. Nothing in it changes: a
+new state of the world is a new catalogue with a higher revision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import TypeAdapter
+
+from gateway.errors import InvalidRequest, NotReady, UnknownModel
+from workers.spec import ModelSpec
+
+
+class State(StrEnum):
+    """State of a version, by the names of Triton's repository index."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """When a batch of a version leaves.
+
+    Attributes:
+        max_rows: Largest batch; also the largest request. 0: no batch dimension.
+        max_bytes: Input bytes at which a batch is full.
+        max_delay_ns: How long a batch may wait for company while a worker is free.
+        target_rows: Rows at which it stops waiting for company.
+        across_requests: Rows of several requests may share a batch.
+    """
+
+    max_rows: int
+    max_bytes: int
+    max_delay_ns: int = 0
+    target_rows: int = 0
+    across_requests: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How requests of a model wait.
+
+    Attributes:
+        max_requests: Requests in flight per front before one is refused.
+        priority_levels: Levels of the ``priority`` parameter, 1 the most urgent;
+            0: the parameter is ignored.
+        default_priority: Level of a request that names none.
+        default_timeout_ns: Queue timeout of a request that names none; 0 for none.
+        allow_timeout_override: Requests may bring a ``timeout`` of their own.
+    """
+
+    max_requests: int
+    priority_levels: int = 0
+    default_priority: int = 0
+    default_timeout_ns: int = 0
+    allow_timeout_override: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VersionEntry:
+    """One version of a model.
+
+    Attributes:
+        version: Version number, a positive integer.
+        state: Whether it serves.
+        reason: Why it does not serve, for people.
+        handle: Number of this load on the wire to workers.
+        spec: Tensors; ``None`` before the first load succeeded.
+        batching: When its batches leave.
+        queue: How its requests wait.
+        slowest_run_ns: Slowest warm-up run, the first idea of how long one takes.
+        config: Complete model configuration, serialised protobuf in base64.
+    """
+
+    version: int
+    state: State
+    reason: str = ""
+    handle: int = 0
+    spec: ModelSpec | None = None
+    batching: BatchPolicy = field(default_factory=lambda: BatchPolicy(0, 1))
+    queue: QueuePolicy = field(default_factory=lambda: QueuePolicy(1))
+    slowest_run_ns: int = 0
+    config: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One model and its versions by number; ``reason``: why it has none."""
+
+    name: str
+    versions: dict[int, VersionEntry]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEntry:
+    """One worker process: where it listens and what it has loaded."""
+
+    index: int
+    pid: int
+    path: str
+    handles: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Everything a front must know.
+
+    Attributes:
+        revision: Grows with every change.
+        ready: The models asked for at start are loaded or have failed.
+        models: By name.
+        workers: Those that serve.
+        fronts: Number of front processes, which share the workers.
+    """
+
+    revision: int = 0
+    ready: bool = False
+    models: dict[str, ModelEntry] = field(default_factory=dict)
+    workers: tuple[WorkerEntry, ...] = ()
+    fronts: int = 1
+
+    def find(self, model: str, version: str) -> VersionEntry:
+        """Return the version that a request for `model` and `version` means.
+
+        Args:
+            model: Name as the client wrote it.
+            version: Decimal integer, or empty for the highest ready version.
+
+        Returns:
+            The entry, in any state if it was named, ready otherwise.
+
+        Raises:
+            UnknownModel: There is no such model or version.
+            InvalidRequest: `version` is not an integer.
+            NotReady: No version of the model serves.
+        """
+        entry = self.models.get(model)
+        if entry is None:
+            raise UnknownModel(f"Request for unknown model: '{model}' is not found")
+        if not version:
+            ready = [v for v in entry.versions.values() if v.state == State.READY]
+            if ready:
+                return max(ready, key=_number)
+            if not entry.versions:
+                raise UnknownModel(f"'{model}' has no available versions")
+            raise NotReady(_not_ready(model, max(entry.versions.values(), key=_number)))
+        if not (version.isascii() and version.isdigit()) or len(version) > 18:
+            raise InvalidRequest(
+                f"failed to get model version from '{version}': a version of "
+                f"'{model}' is a decimal integer, or empty for the latest"
+            )
+        found = entry.versions.get(int(version))
+        if found is None:
+            raise UnknownModel(
+                f"Request for unknown model: '{model}' version {int(version)} "
+                "is not found"
+            )
+        return found
+
+    def serving(self, model: str, version: str) -> VersionEntry:
+        """Return the version as `find` does, if it is ready.
+
+        Raises:
+            NotReady: It is known and does not serve; the message says why.
+        """
+        found = self.find(model, version)
+        if found.state != State.READY:
+            raise NotReady(_not_ready(model, found))
+        return found
+
+    def handles(self) -> set[int]:
+        """Return the handles of all ready versions."""
+        return {
+            version.handle
+            for model in self.models.values()
+            for version in model.versions.values()
+            if version.state == State.READY
+        }
+
+
+def _number(entry: VersionEntry) -> int:
+    return entry.version
+
+
+def _not_ready(model: str, entry: VersionEntry) -> str:
+    text = f"'{model}' version {entry.version} is not at ready state"
+    return f"{text}: {entry.reason}" if entry.reason else text
+
+
+CATALOGUE = TypeAdapter(Catalogue)
+"""Reads and writes a `Catalogue` as JSON."""

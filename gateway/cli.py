@@ -1,0 +1,341 @@
+"""The command line: ``baton serve | doctor | call | models | config``.
+
+Exit status: 0 done, 1 failed, 2 wrong usage. Errors are one line (for the
+configuration, one per problem) on standard error. Only ``serve`` imports the
+server and only commands that call one import gRPC.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from gateway.config import schema as config_schema
+from gateway.config_file import ConfigError, load_config
+from gateway.logs import escape
+
+if TYPE_CHECKING:
+    from gateway.client_rpc import Client
+    from gateway.config import Config
+    from gateway.doctor import Status
+
+app = typer.Typer(
+    name="baton",
+    help="A model-serving gateway for ONNX models.",
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="List, load and unload models of a running server.")
+config_app = typer.Typer(help="Explain, check and show the configuration.")
+app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", help="YAML file.", show_default=False),
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
+Address = Annotated[
+    str, typer.Option(envvar="BATON_ADDRESS", help="Server, host:port.", metavar="ADDR")
+]
+Timeout = Annotated[float, typer.Option(help="Longest wait in seconds.", min=0.001)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_ADDRESS = "127.0.0.1:8001"
+_COLOURS: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def main() -> None:
+    """Run the command line and exit the process."""
+    try:
+        status = app(prog_name="baton", standalone_mode=False)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "baton"
+        message = error.format_message().rstrip(".")
+        typer.echo(f"baton: {escape(message)} (see `{command} --help`)", err=True)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(1)
+    except Exception as error:  # The edge: users get one line, never a traceback.
+        if os.environ.get("BATON_TRACEBACK"):
+            raise
+        what = escape(f"{type(error).__name__}: {error}")
+        typer.echo(
+            f"baton: {what}. This is a bug (BATON_TRACEBACK=1 shows where).", err=True
+        )
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.")
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"baton {metadata.version('baton-gateway')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    *,
+    model_repository: Annotated[
+        Path | None, typer.Option(help="Folder of models, MODEL/1/model.onnx.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="First port; 0: a free one.")] = None,
+    fronts: Annotated[int | None, typer.Option(help="Front processes.")] = None,
+    port_mode: Annotated[
+        Literal["shared", "each"] | None,
+        typer.Option(help="One port for all fronts, or one for each."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers per device.")] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="Where models run.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics; 0: a free one.")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="Lowest level written."),
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None, typer.Option(help="For people or collectors.")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Folder for what outlives a process.")
+    ] = None,
+) -> None:
+    """Serve the models of a repository. Flags win over environment and file."""
+    flags: dict[str, Any] = {
+        "model_repository": model_repository,
+        "state_dir": state_dir,
+        "grpc": {"host": host, "port": port, "fronts": fronts, "port_mode": port_mode},
+        "workers": {"count": workers, "device": device},
+        "metrics": {"port": metrics_port},
+        "log": {"level": log_level, "format": log_format},
+    }
+    settings = _load(config, flags)
+    from gateway.app import run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def doctor(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Check whether this machine can serve. Exit status 1: something must be done."""
+    from gateway.doctor import run_checks
+
+    checks = run_checks(config)
+    failed = any(check.status == "fail" for check in checks)
+    if as_json:
+        rows = [
+            {"name": c.name, "status": c.status, "detail": c.detail, "fix": c.fix}
+            for c in checks
+        ]
+        _print_json({"ok": not failed, "checks": rows})
+    else:
+        console = _console()
+        for check in checks:
+            console.print(f"{check.status:<5}", style=_COLOURS[check.status], end="")
+            fix = f" -> {check.fix}" if check.fix else ""
+            line = escape(f"{check.name}: {check.detail}{fix}")
+            console.print(line, soft_wrap=True)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def call(
+    model: Model,
+    *,
+    payload: Annotated[
+        str,
+        typer.Option(
+            "--json",
+            metavar="JSON",
+            help='Inputs, {"x": [[1, 2]]}; or @FILE, or - for standard input.',
+        ),
+    ],
+    model_version: Annotated[
+        str, typer.Option(help="Version to ask for; the server chooses without.")
+    ] = "",
+    output: Annotated[
+        Literal["text", "json"], typer.Option(help="Form of the answer.")
+    ] = ("text"),
+    address: Address = _ADDRESS,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Send one request to a model and print the answer."""
+    from gateway.call import build_request, read_payload, response_values
+
+    with _client(address, timeout) as client:
+        values = read_payload(payload)
+        metadata = client.metadata(model, model_version)
+        request = build_request(metadata, values, version=model_version)
+        response = client.infer(request)
+        answer = response_values(response)
+    if output == "json":
+        _print_json(answer)
+        return
+    console = _console()
+    head = f"{answer['model']} version {answer['version']}"
+    if answer["prediction_id"]:
+        head += f", prediction {answer['prediction_id']}"
+    console.print(escape(head), style="bold", soft_wrap=True)
+    outputs = answer["outputs"]
+    assert isinstance(outputs, dict)
+    for tensor in response.outputs:
+        title = f"{tensor.name}  {tensor.datatype} {list(tensor.shape)}"
+        console.print(escape(title), style="cyan", soft_wrap=True)
+        console.print(f"  {json.dumps(outputs[tensor.name])}", soft_wrap=True)
+
+
+@models_app.command("list")
+def list_models(
+    address: Address = _ADDRESS, timeout: Timeout = 30.0, as_json: AsJson = False
+) -> None:
+    """List every version in the repository and its state."""
+    with _client(address, timeout) as client:
+        models = client.index().models
+    fields = ("name", "version", "state", "reason")
+    rows = [{field: getattr(entry, field) for field in fields} for entry in models]
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        typer.echo("no models (put them at MODEL/1/model.onnx in the repository)")
+        return
+    table = Table(*(field.upper() for field in fields), box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(escape(row[field]) for field in fields))
+    _console().print(table)
+
+
+@models_app.command("load")
+def load_model(
+    model: Model,
+    address: Address = _ADDRESS,
+    timeout: Timeout = 300.0,
+    as_json: AsJson = False,
+) -> None:
+    """Load a model, or load it again; returns when it serves."""
+    with _client(address, timeout) as client:
+        client.load(model)
+    _report(model, "loaded", as_json)
+
+
+@models_app.command("unload")
+def unload_model(
+    model: Model,
+    address: Address = _ADDRESS,
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Stop serving a model; requests in flight still finish."""
+    with _client(address, timeout) as client:
+        client.unload(model)
+    _report(model, "unloaded", as_json)
+
+
+@config_app.command("schema")
+def show_schema() -> None:
+    """Print the JSON schema of the file, for editors."""
+    _print_json(config_schema())
+
+
+@config_app.command("validate")
+def validate_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a file together with the environment, as `serve` would."""
+    problems: tuple[str, ...] = ()
+    try:
+        load_config(file, {})
+    except ConfigError as error:
+        problems = error.problems
+    if as_json:
+        _print_json({"ok": not problems, "problems": problems})
+    elif not problems:
+        typer.echo(f"{file}: ok")
+    else:
+        typer.echo("\n".join(problems), err=True)
+    raise typer.Exit(1 if problems else 0)
+
+
+@config_app.command("show")
+def show_config(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="YAML file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print every setting in force: defaults, file and environment merged."""
+    settings = _load(file, {}).model_dump(mode="json")
+    if as_json:
+        _print_json(settings)
+    else:
+        typer.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
+
+
+def _load(file: Path | None, flags: Mapping[str, Any]) -> Config:
+    """Return the configuration, or print its problems and exit."""
+    try:
+        return load_config(file, flags)
+    except ConfigError as error:
+        typer.echo(str(error), err=True)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _client(address: str, timeout_s: float) -> Iterator[Client]:
+    """Open a client; an expected error inside is printed in one line and exits."""
+    from gateway.call import TensorError
+    from gateway.client_rpc import Client, ClientError
+
+    try:
+        with Client(address, timeout_s=timeout_s) as client:
+            yield client
+    except (ClientError, TensorError) as error:
+        typer.echo(f"baton: {escape(str(error))}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _console() -> Console:
+    """Return a console for which foreign text is no markup."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # A pipe has no width; tables would fold at 80.
+    return console
+
+
+def _report(model: str, done: str, as_json: bool) -> None:
+    if as_json:
+        _print_json({"model": model, "state": done})
+    else:
+        typer.echo(f"{escape(model)}: {done}")
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))

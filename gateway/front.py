@@ -1,0 +1,259 @@
+"""A front process: gRPC in, batches to workers, nothing that learns or decides.
+
+Started by the supervisor as ``python -m gateway.front``. It imports neither
+onnxruntime nor anything of the registry, and keeps serving with its last
+catalogue whatever happens to the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from gateway.catalogue import CATALOGUE, Catalogue, WorkerEntry
+from gateway.channel import Answer, Channel
+from gateway.clock import now_ns
+from gateway.config import Config
+from gateway.errors import GatewayError
+from gateway.logs import configure, get_logger
+from gateway.serving.admission import Admission
+from gateway.serving.dispatch import Dispatcher
+from gateway.serving.health import HealthService
+from gateway.serving.infer import InferService
+from gateway.serving.link import LinkSettings, WorkerLink
+from gateway.serving.methods import methods
+from gateway.serving.server import ServerService
+from gateway.serving.state import FrontState
+from gateway.transport.grpcio_listener import GrpcioListener
+from workers.process import die_with_parent
+
+_log = get_logger("front")
+
+_REPORT_PERIOD_S = 1.0
+"""Counters are pushed this often, so that a kill -9 loses at most that much."""
+
+
+class Front:
+    """Everything in one front process, wired together.
+
+    Args:
+        config: The gateway's configuration.
+        index: Number of this front.
+    """
+
+    def __init__(self, config: Config, index: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._config = config
+        self._index = index
+        self.state = FrontState()
+        self.admission = Admission(
+            config.admission.max_inflight_bytes, config.admission.pushback_ms
+        )
+        self.dispatcher = Dispatcher(
+            loop,
+            now_ns,
+            self.admission,
+            max_attempts=config.workers.max_attempts,
+            pushback_ms=config.admission.pushback_ms,
+        )
+        self.dispatcher.on_idle_handle = self._handle_idle
+        self.infer = InferService(
+            self.state,
+            self.dispatcher,
+            self.admission,
+            now_ns=now_ns,
+            default_timeout_ns=config.admission.default_timeout_ms * 1_000_000,
+            max_stream_inflight=config.grpc.max_stream_inflight,
+        )
+        table = methods(
+            self.infer, ServerService(self.state, self), HealthService(self.state)
+        )
+        self._listener = GrpcioListener(table, config.grpc, now_ns)
+        self._channel = Channel(self._on_control, self._on_control_lost)
+        self._links: dict[int, WorkerLink] = {}
+        self._connecting: dict[int, asyncio.Task[None]] = {}
+        self._handles_kept: set[int] = set()
+        self._first_catalogue: asyncio.Future[None] = loop.create_future()
+        self._stop = asyncio.Event()
+
+    async def run(self, control_path: str, address: str) -> None:
+        """Serve until told to stop, then drain."""
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self._channel, control_path)
+        hello = {"role": "front", "index": self._index, "pid": os.getpid()}
+        self._channel.hello(hello)
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's ^C
+        stopped = loop.create_task(self._stop.wait())
+        await asyncio.wait(
+            (self._first_catalogue, stopped), return_when=asyncio.FIRST_COMPLETED
+        )
+        if stopped.done():
+            return
+        await self._listener.start(address)
+        self._channel.tell({"op": "listening", "address": address})
+        reporter = loop.create_task(self._report_forever())
+        await stopped
+        await self._drain()
+        reporter.cancel()
+        self._report()
+        self._channel.close()
+
+    async def _drain(self) -> None:
+        """Leave in the order that loses nothing: say so, wait, close, finish."""
+        drain = self._config.drain
+        _log.info("draining", front=self._index)
+        self.state.drain()
+        await asyncio.sleep(drain.pre_drain_ms / 1000)
+        self.infer.drain_streams()
+        await self._listener.stop(drain.timeout_s)
+
+    # -- the supervisor ---------------------------------------------------------
+
+    def ask(
+        self,
+        operation: str,
+        arguments: dict[str, Any],
+        answer: Callable[[dict[str, Any]], None],
+        fail: Callable[[GatewayError], None],
+    ) -> None:
+        """Ask the supervisor (`gateway.serving.server.Control`)."""
+
+        def done(future: asyncio.Future[dict[str, Any]]) -> None:
+            error = future.exception()
+            if isinstance(error, GatewayError):
+                fail(error)
+            else:
+                answer(future.result())
+
+        self._channel.ask({"op": operation, **arguments}).add_done_callback(done)
+
+    def _on_control(
+        self, channel: Channel, message: dict[str, Any], answer: Answer
+    ) -> None:
+        match message["op"]:
+            case "catalogue":
+                catalogue = CATALOGUE.validate_python(message["catalogue"])
+                answer({"busy": self._apply(catalogue)})
+            case "snapshot":
+                answer(self._snapshot())
+
+    def _on_control_lost(self, channel: Channel) -> None:
+        self._stop.set()  # the supervisor is gone, and the kernel ends us with it
+
+    def _apply(self, catalogue: Catalogue) -> list[int]:
+        """Put a catalogue in force; return loads that are gone but still in use."""
+        self._handles_kept = catalogue.handles()
+        self.state.swap(catalogue)
+        busy = self.dispatcher.retain(catalogue)
+        self._follow_workers(catalogue)
+        if not self._first_catalogue.done():
+            self._first_catalogue.set_result(None)
+        return busy
+
+    def _handle_idle(self, handle: int) -> None:
+        if handle not in self._handles_kept:
+            self._channel.tell({"op": "released", "handle": handle})
+            self.dispatcher.retain(self.state.catalogue)
+
+    async def _report_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_REPORT_PERIOD_S)
+            self._report()
+
+    def _report(self) -> None:
+        self._channel.tell({"op": "counters", **self._snapshot()})
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "versions": [
+                [model, version, statistics.snapshot()]
+                for model, version, statistics in self.dispatcher.all_statistics()
+            ],
+            "rejected": dict(self.infer.rejected),
+            "gauges": {
+                "inflight_requests": self.admission.by_model(),
+                "inflight_bytes": self.admission.inflight_bytes,
+            },
+        }
+
+    # -- workers ----------------------------------------------------------------
+
+    def _follow_workers(self, catalogue: Catalogue) -> None:
+        wanted = {worker.pid: worker for worker in catalogue.workers}
+        for pid, link in tuple(self._links.items()):
+            if pid in wanted:
+                link.handles = wanted[pid].handles
+        for pid, worker in wanted.items():
+            if pid not in self._links and pid not in self._connecting:
+                task = asyncio.get_running_loop().create_task(self._connect(worker))
+                self._connecting[pid] = task
+        self.dispatcher.port_changed()
+
+    async def _connect(self, worker: WorkerEntry) -> None:
+        workers = self._config.workers
+        shared = workers.shared_memory_min_bytes
+        settings = LinkSettings(
+            slot_bytes=self._config.batching.max_batch_bytes if shared else 0,
+            arena_min_bytes=shared,
+            hang_timeout_ns=workers.hang_timeout_ms * 1_000_000,
+            fronts=self.state.catalogue.fronts,
+        )
+        link = WorkerLink(
+            worker,
+            self.dispatcher,
+            settings,
+            now_ns=now_ns,
+            on_lost=self._link_lost,
+            on_hang=self._link_hangs,
+        )
+        try:
+            await link.connect()
+        except OSError as error:
+            _log.warning("worker_unreachable", worker=worker.index, reason=str(error))
+        else:
+            self._links[worker.pid] = link
+            for current in self.state.catalogue.workers:
+                if current.pid == worker.pid:
+                    link.handles = current.handles
+            self.dispatcher.port_changed()
+        finally:
+            del self._connecting[worker.pid]
+
+    def _link_lost(self, link: WorkerLink) -> None:
+        self._links.pop(link.worker.pid, None)
+
+    def _link_hangs(self, link: WorkerLink) -> None:
+        self._channel.tell(
+            {"op": "hung", "worker": link.worker.index, "pid": link.worker.pid}
+        )
+
+
+def main() -> None:
+    """Parse the supervisor's arguments and run the front."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.front")
+    parser.add_argument("--config", required=True, type=Path, help="configuration")
+    parser.add_argument("--control", required=True, help="the supervisor's socket")
+    parser.add_argument("--address", required=True, help="host:port to listen on")
+    parser.add_argument("--index", required=True, type=int, help="number")
+    parser.add_argument("--parent", required=True, type=int, help="supervisor's pid")
+    arguments = parser.parse_args()
+    die_with_parent(arguments.parent)
+    config = Config.model_validate_json(arguments.config.read_text())
+    configure(config.log.level, config.log.format, f"front-{arguments.index}")
+
+    async def run() -> None:
+        await Front(config, arguments.index).run(arguments.control, arguments.address)
+
+    uvloop.run(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The model repository: which models and versions a folder in Triton's layout offers.
+
+``<root>/<model>/<version>/model.onnx``, with an optional ``config.pbtxt`` and
+``warmup/`` in the model's folder. Reads names and configurations, never a model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from gateway.config import AdmissionConfig, BatchingConfig
+from gateway.errors import InvalidRequest, LoadFailed, UnknownModel
+from gateway.protocol.model_config_pb2 import ModelConfig
+from gateway.registry.config_text import parse_json, parse_pbtxt, refused
+from gateway.registry.model_config import ModelSettings, derive_settings
+
+DEFAULT_FILE = "model.onnx"
+MAX_CONFIG_BYTES = 1 << 20
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_OVERRIDE = "file:"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSource:
+    """A version to load.
+
+    Attributes:
+        version: Its number, at least 1.
+        path: Its ONNX file.
+    """
+
+    version: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefinition:
+    """What the repository says about a model.
+
+    Attributes:
+        name: Model name.
+        versions: Versions its version policy chooses, ascending, at least one.
+        settings: How to serve it.
+        declared_config: Its configuration as written; ``None`` if it has none.
+        notes: Worth a log line: what was ignored, and why.
+    """
+
+    name: str
+    versions: tuple[VersionSource, ...]
+    settings: ModelSettings
+    declared_config: ModelConfig | None
+    notes: tuple[str, ...]
+
+
+class Repository:
+    """A folder of models. Calls block on the disk and see its state of the moment."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        batching: BatchingConfig | None = None,
+        admission: AdmissionConfig | None = None,
+    ) -> None:
+        self._root = root
+        self._batching = batching or BatchingConfig()
+        self._admission = admission or AdmissionConfig()
+
+    def names(self) -> tuple[str, ...]:
+        """Return the models' names, sorted; hidden folders are none.
+
+        Raises:
+            LoadFailed: The repository cannot be read.
+        """
+        try:
+            folders = [entry.name for entry in self._root.iterdir() if entry.is_dir()]
+        except OSError as error:
+            raise LoadFailed(
+                f"the model repository {self._root} cannot be read: {error.strerror}; "
+                "set model_repository to a folder of models"
+            ) from error
+        return tuple(sorted(name for name in folders if not _name_fault(name)))
+
+    def read(self, name: str, *, config_json: str | None = None) -> ModelDefinition:
+        """Return what there is to load of a model.
+
+        Args:
+            name: Model name.
+            config_json: A configuration to use in place of its ``config.pbtxt``.
+
+        Raises:
+            UnknownModel: There is no such model, or no version of it.
+            ConfigRefused: Its configuration is wrong or asks for what we do not do.
+            LoadFailed: Its folder cannot be read.
+        """
+        folder = self._root / name
+        if _name_fault(name) or not folder.is_dir():
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        try:
+            config, unknown = _read_config(name, folder, config_json)
+            settings, ignored = derive_settings(
+                name,
+                config,
+                folder=folder,
+                batching=self._batching,
+                admission=self._admission,
+            )
+            found, skipped = _versions(name, folder, config or ModelConfig())
+        except OSError as error:
+            raise LoadFailed(f"{name}: cannot be read: {error.strerror}") from error
+        versions, absent = _chosen(name, found, config or ModelConfig())
+        notes = (*unknown, *ignored, *skipped, *absent)
+        if not versions:
+            raise UnknownModel(
+                "; ".join((f"'{name}' has no available versions", *notes))
+            )
+        return ModelDefinition(name, versions, settings, config, notes)
+
+
+def write_override(name: str, files: dict[str, bytes], target: Path) -> None:
+    """Lay files of a load request out as a repository that holds one model.
+
+    Args:
+        name: Model name.
+        files: Parameter name, such as ``file:1/model.onnx``, to content.
+        target: An empty folder, for `Repository`.
+
+    Raises:
+        InvalidRequest: A name would leave the model's folder.
+        LoadFailed: The files cannot be written.
+    """
+    fault = _name_fault(name)
+    if fault:
+        raise InvalidRequest(f"model name {name[:100]!r} {fault}")
+    for parameter, content in files.items():
+        path = PurePosixPath(parameter.removeprefix(_OVERRIDE))
+        if not parameter.startswith(_OVERRIDE) or not _stays_below(path):
+            raise InvalidRequest(
+                f"parameter {parameter[:100]!r} must be '{_OVERRIDE}' and a relative "
+                f"path in the model's folder, such as '{_OVERRIDE}1/{DEFAULT_FILE}'"
+            )
+        try:
+            file = target / name / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("xb") as opened:
+                opened.write(content)
+        except OSError as error:
+            raise LoadFailed(
+                f"{name}: {str(path)!r} cannot be written: {error.strerror}"
+            ) from error
+
+
+def _name_fault(name: str) -> str:
+    """Return what is wrong with a model name, or an empty string."""
+    if not 0 < len(name.encode(errors="replace")) <= 255:
+        return "must have 1 to 255 bytes"
+    if name.startswith("."):
+        return "must not start with a dot"
+    if not name.isprintable() or set(name) & set("/\\"):
+        return "must not hold path separators or control characters"
+    return ""
+
+
+def _stays_below(path: PurePosixPath) -> bool:
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and str(path).isprintable()
+    )
+
+
+def _read_config(
+    name: str, folder: Path, config_json: str | None
+) -> tuple[ModelConfig | None, tuple[str, ...]]:
+    if config_json is not None:
+        return parse_json(config_json, f"{name}: config parameter")
+    source = f"{name}/config.pbtxt"
+    try:
+        with (folder / "config.pbtxt").open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        return None, ()
+    if len(data) > MAX_CONFIG_BYTES:
+        raise refused(source, f"is larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        return parse_pbtxt(data.decode(), source)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise refused(f"{source}:{line}", "is not UTF-8 text") from error
+
+
+def _versions(
+    name: str, folder: Path, config: ModelConfig
+) -> tuple[tuple[VersionSource, ...], tuple[str, ...]]:
+    """Return every version there is, ascending, and notes on what is none."""
+    file = config.default_model_filename or DEFAULT_FILE
+    if len(PurePosixPath(file).parts) != 1 or not _stays_below(PurePosixPath(file)):
+        raise refused(
+            name, f"default_model_filename {file!r} must be a plain file name"
+        )
+    found, notes = [], []
+    for entry in sorted(folder.iterdir()):
+        if entry.name == "warmup" or entry.name.startswith(".") or not entry.is_dir():
+            continue
+        path = entry / file
+        if path.is_dir():
+            path /= DEFAULT_FILE  # Triton's layout of models with external data
+        if not _VERSION.fullmatch(entry.name):
+            reason = "is no version: a version is a whole number such as 1, not 01"
+        elif not path.is_file():
+            reason = f"holds no {file}"
+        else:
+            found.append(VersionSource(int(entry.name), path))
+            continue
+        notes.append(f"{name}: folder {entry.name!r} {reason}")
+    return tuple(sorted(found, key=lambda source: source.version)), tuple(notes)
+
+
+def _chosen(
+    name: str, found: tuple[VersionSource, ...], config: ModelConfig
+) -> tuple[tuple[VersionSource, ...], tuple[str, ...]]:
+    """Apply the version policy: the latest one, where nothing is declared."""
+    policy = config.version_policy
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return found, ()
+    if choice == "specific":
+        wanted = set(policy.specific.versions)
+        absent = sorted(wanted - {source.version for source in found})
+        notes = tuple(
+            f"{name}: version {version} of version_policy is not there"
+            for version in absent
+        )
+        return tuple(source for source in found if source.version in wanted), notes
+    return found[-max(1, policy.latest.num_versions) :], ()

@@ -1,0 +1,1 @@
+"""Serving: from a request's bytes to batches on workers, and back to replies."""

@@ -1,0 +1,63 @@
+"""Admission: how much work one front takes on. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from gateway.errors import QueueFull, TooLarge
+
+
+class Admission:
+    """Permits for requests in flight, per model, and for input bytes over all.
+
+    Args:
+        max_inflight_bytes: Input bytes held over all models.
+        pushback_ms: Wait asked of whoever is refused.
+    """
+
+    def __init__(self, max_inflight_bytes: int, pushback_ms: int) -> None:
+        self._max_bytes = max_inflight_bytes
+        self._pushback_ms = pushback_ms
+        self._requests: Counter[str] = Counter()
+        self._bytes = 0
+
+    @property
+    def inflight_bytes(self) -> int:
+        """Input bytes of all requests in flight."""
+        return self._bytes
+
+    @property
+    def inflight_requests(self) -> int:
+        """Requests in flight over all models."""
+        return self._requests.total()
+
+    def by_model(self) -> dict[str, int]:
+        """Return requests in flight per model."""
+        return {model: count for model, count in self._requests.items() if count}
+
+    def acquire(self, model: str, nbytes: int, max_requests: int) -> None:
+        """Take a permit for one request of `nbytes` input bytes.
+
+        Raises:
+            QueueFull: The model has `max_requests` in flight.
+            TooLarge: The bytes would exceed the process's limit.
+        """
+        if self._requests[model] >= max_requests:
+            raise QueueFull(
+                f"Exceeds maximum queue size: '{model}' has {max_requests} requests "
+                "in flight in this front; retry later",
+                pushback_ms=self._pushback_ms,
+            )
+        if self._bytes + nbytes > self._max_bytes:
+            raise TooLarge(
+                f"{nbytes} bytes of input would exceed the {self._max_bytes} this "
+                "front holds in flight; retry later",
+                pushback_ms=self._pushback_ms,
+            )
+        self._requests[model] += 1
+        self._bytes += nbytes
+
+    def release(self, model: str, nbytes: int) -> None:
+        """Give the permit of one request back."""
+        self._requests[model] -= 1
+        self._bytes -= nbytes

@@ -1,0 +1,440 @@
+"""The dispatcher: batches to free workers, outcomes back to requests.
+
+Everything a front has in flight passes through here, and every admitted request
+leaves through `_finish` exactly once: with rows, an error, or silence after its
+client left. Loop thread only; no tasks, no futures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from gateway.catalogue import Catalogue, VersionEntry
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    ModelFailed,
+    QueueTimeout,
+    TooLarge,
+    WorkerLost,
+)
+from gateway.logs import get_logger
+from gateway.serving.admission import Admission
+from gateway.serving.batching import Batch, BatchWindow, CloseReason
+from gateway.serving.deadlines import DeadlineWheel
+from gateway.serving.pending import Pending, Phase, RowTensor, Timing
+from gateway.serving.rows import rows_of_request
+from gateway.serving.statistics import VersionStatistics
+from workers.spec import ModelSpec
+from workers.wire import Failure, Result
+
+_log = get_logger("dispatch")
+
+
+class WorkerPort(Protocol):
+    """What the dispatcher needs of a worker link."""
+
+    @property
+    def handles(self) -> frozenset[int]:
+        """Loads the worker has ready."""
+
+    @property
+    def credits(self) -> int:
+        """Batches it takes now; 0 while it loads a model or is lost."""
+
+    def send(self, queue: VersionQueue, batch: Batch) -> None:
+        """Send a batch; its outcome comes back to the dispatcher once."""
+
+
+class VersionQueue:
+    """All that waits for one load of one version in this front.
+
+    Attributes:
+        model: Model name.
+        entry: The version, as the catalogue had it when the queue was made.
+        statistics: Where its counts go.
+        spec: Its tensors.
+        run_ns: A recent run's duration, smoothed; for deadlines.
+        slowest_run_ns: A slow run's duration, slowly forgotten; for the watchdog.
+        running: Batches at workers.
+    """
+
+    def __init__(
+        self, model: str, entry: VersionEntry, statistics: VersionStatistics
+    ) -> None:
+        assert entry.spec is not None  # ready versions have one
+        self.model = model
+        self.entry = entry
+        self.spec: ModelSpec = entry.spec
+        self.statistics = statistics
+        self.run_ns = entry.slowest_run_ns
+        self.slowest_run_ns = entry.slowest_run_ns
+        self.running = 0
+        self._windows: dict[tuple[object, ...], BatchWindow] = {}
+        self._retries: deque[Batch] = deque()
+
+    def add(self, pending: Pending) -> None:
+        """Let a request wait in the window of its shape."""
+        window = self._windows.get(pending.shape_key)
+        if window is None:
+            levels = max(1, self.entry.queue.priority_levels)
+            window = BatchWindow(self.entry.batching, levels)
+            self._windows[pending.shape_key] = window
+        window.add(pending)
+
+    def retry(self, batch: Batch) -> None:
+        """Put a batch that must run (again) before all that waits."""
+        self._retries.append(batch)
+
+    def abandoned(self, pending: Pending) -> None:
+        """Note that a waiting request was resolved otherwise."""
+        window = self._windows.get(pending.shape_key)
+        if window is not None:
+            window.abandoned(pending)
+            if not len(window):
+                del self._windows[pending.shape_key]
+
+    def empty(self) -> bool:
+        """Return whether nothing waits."""
+        return not self._windows and not self._retries
+
+    def take(self, now_ns: int) -> tuple[Batch | None, int]:
+        """Return the next batch, or ``None`` and when to ask again (0: when fed)."""
+        while self._retries:
+            batch = self._retries.popleft()
+            live = [p for p in batch.requests if p.phase is Phase.REQUEUED]
+            if live:
+                return Batch(live, sum(p.rows for p in live), CloseReason.RETRY), 0
+        wake_ns = 0
+        for key in tuple(self._windows):
+            window = self._windows.pop(key)
+            until = window.wait_until_ns(now_ns, self.run_ns)
+            batch = None if until else window.take(now_ns, self.run_ns)
+            if len(window):
+                self._windows[key] = window  # at the end: shapes take turns
+            if batch is not None:
+                return batch, 0
+            if until and (not wake_ns or until < wake_ns):
+                wake_ns = until
+        return None, wake_ns
+
+    def learn(self, run_ns: int) -> None:
+        """Note how long a run took."""
+        self.run_ns += (run_ns - self.run_ns) // 8
+        self.slowest_run_ns = max(
+            run_ns, self.slowest_run_ns - self.slowest_run_ns // 256
+        )
+
+
+class Dispatcher:
+    """Queues per version, worker links, deadlines: one front's work in flight.
+
+    Args:
+        loop: The front's event loop, for two timers and one callback per turn.
+        now_ns: Monotonic clock in nanoseconds, the loop's own.
+        admission: Permits, given back when a request is finished.
+        max_attempts: Workers a request may be running on when they die.
+        pushback_ms: Wait asked of clients whose worker was lost.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        now_ns: Callable[[], int],
+        admission: Admission,
+        *,
+        max_attempts: int,
+        pushback_ms: int,
+    ) -> None:
+        self._loop = loop
+        self._now = now_ns
+        self._admission = admission
+        self._max_attempts = max_attempts
+        self._pushback_ms = pushback_ms
+        self._queues: dict[int, VersionQueue] = {}
+        self._active: dict[int, VersionQueue] = {}
+        self._wheel = DeadlineWheel()
+        self._pump_due = False
+        self._wake: asyncio.TimerHandle | None = None
+        self._wake_ns = 0
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry_ns = 0
+        self._statistics: dict[tuple[str, int], VersionStatistics] = {}
+        self.ports: list[WorkerPort] = []
+        self.on_idle_handle: Callable[[int], None] = lambda handle: None
+
+    # -- what is served ---------------------------------------------------------
+
+    def statistics(self, model: str, version: int) -> VersionStatistics:
+        """Return the counters of a version; they outlive its reloads."""
+        key = (model, version)
+        found = self._statistics.get(key)
+        if found is None:
+            found = self._statistics[key] = VersionStatistics()
+        return found
+
+    def all_statistics(self) -> Iterator[tuple[str, int, VersionStatistics]]:
+        """Yield model, version and counters of everything ever served here."""
+        for (model, version), statistics in self._statistics.items():
+            yield model, version, statistics
+
+    def queue_for(self, model: str, entry: VersionEntry) -> VersionQueue:
+        """Return the queue of a ready version, made on first use."""
+        queue = self._queues.get(entry.handle)
+        if queue is None:
+            statistics = self.statistics(model, entry.version)
+            queue = self._queues[entry.handle] = VersionQueue(model, entry, statistics)
+        return queue
+
+    def retain(self, catalogue: Catalogue) -> list[int]:
+        """Drop idle queues of loads that are gone; return those still busy."""
+        kept = catalogue.handles()
+        busy = []
+        for handle in tuple(self._queues):
+            if handle in kept:
+                continue
+            if self._idle(handle):
+                del self._queues[handle]
+            else:
+                busy.append(handle)
+        return busy
+
+    def slowest_run_ns(self) -> int:
+        """Return the slowest recent run over all versions, for the watchdog."""
+        return max((q.slowest_run_ns for q in self._queues.values()), default=0)
+
+    def _idle(self, handle: int) -> bool:
+        queue = self._queues[handle]
+        return queue.empty() and not queue.running
+
+    # -- requests in ------------------------------------------------------------
+
+    def submit(self, pending: Pending, queue: VersionQueue) -> None:
+        """Take an admitted request; its outcome comes through its callbacks."""
+        queue.add(pending)
+        self._active[pending.handle] = queue
+        expires_ns = pending.deadline_ns
+        if 0 < pending.queue_deadline_ns < expires_ns:
+            expires_ns = pending.queue_deadline_ns
+        self._wheel.add(pending, expires_ns)
+        if not self._expiry_ns or expires_ns < self._expiry_ns:
+            self._arm_expiry()
+        self._pump_soon()
+
+    def cancel(self, pending: Pending) -> None:
+        """Forget a request whose client left; its callbacks are never called."""
+        if pending.phase is Phase.DONE:
+            return
+        queue = self._queues[pending.handle]
+        queue.statistics.dropped_rows["cancelled"] += pending.rows
+        queue.statistics.failed(pending, "cancelled", self._now())
+        self._finish(queue, pending)
+        self._if_idle(queue)
+
+    def _finish(self, queue: VersionQueue, pending: Pending) -> None:
+        """Take a request out of everything it is in. The one way out."""
+        if pending.phase is Phase.QUEUED:
+            queue.abandoned(pending)
+        pending.phase = Phase.DONE
+        self._wheel.remove(pending)
+        self._admission.release(queue.model, pending.nbytes)
+
+    def _fail(self, queue: VersionQueue, pending: Pending, error: GatewayError) -> None:
+        queue.statistics.failed(pending, error.label, self._now())
+        self._finish(queue, pending)
+        pending.on_error(pending, error)
+
+    def _if_idle(self, queue: VersionQueue) -> None:
+        if not queue.running and queue.empty():
+            self._active.pop(queue.entry.handle, None)
+            self.on_idle_handle(queue.entry.handle)
+
+    # -- deadlines --------------------------------------------------------------
+
+    def _arm_expiry(self) -> None:
+        due = self._wheel.next_ns()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        self._expiry_ns = due or 0
+        if due is not None:
+            self._expiry = self._loop.call_at(due / 1e9, self._expire)
+
+    def _expire(self) -> None:
+        now = self._now()
+        for pending in self._wheel.expire(now):
+            queue = self._queues[pending.handle]
+            if pending.deadline_ns <= now:
+                queue.statistics.dropped_rows["expired"] += pending.rows
+                text = "Deadline exceeded before an answer was there"
+                self._fail(queue, pending, DeadlineExceeded(text))
+            elif pending.phase is Phase.QUEUED:
+                queue.statistics.dropped_rows["expired"] += pending.rows
+                text = f"Request timeout expired in the queue of '{queue.model}'"
+                self._fail(queue, pending, QueueTimeout(text))
+            else:  # it left the queue in time: only the deadline counts now
+                self._wheel.add(pending, pending.deadline_ns)
+            self._if_idle(queue)
+        self._arm_expiry()
+
+    # -- batches out ------------------------------------------------------------
+
+    def _pump_soon(self) -> None:
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self.pump)
+
+    def pump(self) -> None:
+        """Send what can be sent: to every free worker, versions taking turns."""
+        self._pump_due = False
+        now = self._now()
+        wake_ns = 0
+        progress = True
+        while progress and self._active:
+            progress = False
+            for handle, queue in tuple(self._active.items()):
+                port = self._free_port(handle)
+                if port is None:
+                    continue
+                batch, until = queue.take(now)
+                if until and (not wake_ns or until < wake_ns):
+                    wake_ns = until
+                if batch is None:
+                    if queue.empty():
+                        self._active.pop(handle, None)
+                    continue
+                self._active[handle] = self._active.pop(handle)
+                self._send(port, queue, batch, now)
+                progress = True
+        self._arm_wake(wake_ns)
+
+    def _free_port(self, handle: int) -> WorkerPort | None:
+        best: WorkerPort | None = None
+        most = 0
+        for port in self.ports:
+            if handle in port.handles and port.credits > most:
+                best, most = port, port.credits
+        return best
+
+    def _send(
+        self, port: WorkerPort, queue: VersionQueue, batch: Batch, now: int
+    ) -> None:
+        for pending in batch.requests:
+            pending.phase = Phase.RUNNING
+            pending.sent_ns = now
+        queue.running += 1
+        queue.statistics.sent(batch.reason, batch.rows)
+        port.send(queue, batch)
+
+    def _arm_wake(self, wake_ns: int) -> None:
+        """Ask again when a window's wait for company ends; one timer for all."""
+        if wake_ns == self._wake_ns:
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        self._wake_ns = wake_ns
+        if wake_ns:
+            self._wake = self._loop.call_at(wake_ns / 1e9, self._woken)
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._wake_ns = 0
+        self.pump()
+
+    # -- outcomes back ----------------------------------------------------------
+
+    def port_changed(self) -> None:
+        """Send what waits: a worker came, resumed, or loaded something."""
+        self._pump_soon()
+
+    def batch_done(self, queue: VersionQueue, batch: Batch, result: Result) -> None:
+        """Give every request of a batch its rows.
+
+        The buffers of `result` are valid only during this call.
+        """
+        queue.running -= 1
+        now = self._now()
+        timing = Timing(result.input_ns, result.infer_ns, result.output_ns)
+        queue.learn(sum(timing))
+        statistics = queue.statistics
+        statistics.ran(result.executions, result.batch_rows, timing)
+        start = 0
+        for pending in batch.requests:
+            end = start + pending.rows
+            if pending.phase is Phase.RUNNING:
+                rows: list[RowTensor] = rows_of_request(
+                    queue.spec, result.tensors, start, end, batch.rows
+                )
+                statistics.succeeded(pending, timing, now)
+                self._finish(queue, pending)
+                pending.on_result(pending, rows, timing)
+            start = end
+        self._if_idle(queue)
+        self._pump_soon()
+
+    def batch_failed(
+        self, queue: VersionQueue, batch: Batch, failure: Failure, message: str
+    ) -> None:
+        """Deal with a batch that gave no result: find the request it belongs to."""
+        queue.running -= 1
+        live = [p for p in batch.requests if p.phase is Phase.RUNNING]
+        if failure is Failure.UNKNOWN_HANDLE:
+            self._again(queue, batch, live)
+        elif len(live) > 1:
+            for part in Batch(live, 0, batch.reason).split():
+                self._again(queue, part, part.requests, counts=False)
+        elif live:
+            self._fail(queue, live[0], _run_error(queue, failure, message))
+        self._if_idle(queue)
+        self._pump_soon()
+
+    def batch_lost(self, queue: VersionQueue, batch: Batch, *, ran: bool) -> None:
+        """Deal with a batch whose worker died.
+
+        Args:
+            queue: Its version.
+            batch: The batch.
+            ran: It may have been running, and so may be what killed the worker.
+        """
+        queue.running -= 1
+        live = [p for p in batch.requests if p.phase is Phase.RUNNING]
+        self._again(queue, batch, live, counts=ran)
+        self._if_idle(queue)
+        self._pump_soon()
+
+    def _again(
+        self,
+        queue: VersionQueue,
+        batch: Batch,
+        live: list[Pending],
+        *,
+        counts: bool = True,
+    ) -> None:
+        again = []
+        for pending in live:
+            pending.attempts += counts
+            if pending.attempts >= self._max_attempts:
+                text = f"the workers running '{queue.model}' died; retry"
+                error = WorkerLost(text, pushback_ms=self._pushback_ms)
+                self._fail(queue, pending, error)
+            else:
+                pending.phase = Phase.REQUEUED
+                again.append(pending)
+        if again:
+            queue.retry(Batch(again, 0, CloseReason.RETRY))
+            self._active[queue.entry.handle] = queue
+
+
+def _run_error(queue: VersionQueue, failure: Failure, message: str) -> GatewayError:
+    """Make the client's error; the model's own words go to the log only."""
+    _log.warning(
+        "run_failed", model=queue.model, version=queue.entry.version, reason=message
+    )
+    name = f"'{queue.model}' version {queue.entry.version}"
+    if failure is Failure.OUT_OF_MEMORY:
+        return TooLarge(f"{name} ran out of memory on this request")
+    return ModelFailed(f"{name} failed on this request; the server's log says why")

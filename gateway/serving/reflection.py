@@ -1,0 +1,96 @@
+"""Server reflection, so that grpcurl and grpcui need no proto files.
+
+Source: grpc/grpc-proto, grpc/reflection/v1/reflection.proto; v1alpha has the same
+messages under another package.
+"""
+
+from __future__ import annotations
+
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2 as pb
+
+from gateway.errors import Code, InvalidRequest
+from gateway.protocol import inference_pb2
+from gateway.rpc import StreamCall
+
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+
+
+class ReflectionStream:
+    """One ServerReflectionInfo stream: each request is answered at once."""
+
+    def __init__(self, stream: StreamCall) -> None:
+        self._stream = stream
+
+    def on_message(self, message: bytes) -> None:
+        """Answer one question."""
+        try:
+            request = pb.ServerReflectionRequest.FromString(message)
+        except DecodeError:
+            self._stream.finish(InvalidRequest("not a valid ServerReflectionRequest"))
+            return
+        self._stream.send(_answer(request).SerializeToString())
+
+    def on_half_close(self) -> None:
+        """End: everything is answered."""
+        self._stream.finish()
+
+    def on_cancel(self) -> None:
+        """Nothing is in flight."""
+
+    def on_sent(self, queued: int) -> None:
+        """Answers are small and asked for one by one."""
+
+
+def _answer(
+    request: pb.ServerReflectionRequest,
+) -> pb.ServerReflectionResponse:
+    response = pb.ServerReflectionResponse(
+        valid_host=request.host, original_request=request
+    )
+    pool = descriptor_pool.Default()
+    kind = request.WhichOneof("message_request")
+    try:
+        if kind == "list_services":
+            for service in SERVICES:
+                response.list_services_response.service.add(name=service)
+            return response
+        if kind == "file_by_filename":
+            found = pool.FindFileByName(request.file_by_filename)
+        elif kind == "file_containing_symbol":
+            found = pool.FindFileContainingSymbol(request.file_containing_symbol)
+        elif kind == "file_containing_extension":
+            wanted = request.file_containing_extension
+            message = pool.FindMessageTypeByName(wanted.containing_type)
+            extension = pool.FindExtensionByNumber(message, wanted.extension_number)
+            found = extension.file
+        else:
+            response.error_response.error_code = int(Code.UNIMPLEMENTED)
+            response.error_response.error_message = "this question is not answered"
+            return response
+    except KeyError:
+        response.error_response.error_code = int(Code.NOT_FOUND)
+        response.error_response.error_message = "not found"
+        return response
+    response.file_descriptor_response.file_descriptor_proto.extend(_closure(found))
+    return response
+
+
+def _closure(file: FileDescriptor) -> list[bytes]:
+    """Return the file and everything it imports, serialised, each once."""
+    seen: dict[str, bytes] = {}
+    todo = [file]
+    while todo:
+        current = todo.pop()
+        if current.name not in seen:
+            seen[current.name] = current.serialized_pb
+            todo.extend(current.dependencies)
+    return list(seen.values())

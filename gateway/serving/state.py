@@ -1,0 +1,56 @@
+"""What all handlers of a front share: the catalogue in force, and whether it drains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.catalogue import Catalogue, State
+
+
+class FrontState:
+    """The front's view of the world. Loop thread only.
+
+    Attributes:
+        catalogue: The snapshot in force.
+        draining: This process is going away.
+    """
+
+    def __init__(self) -> None:
+        self.catalogue = Catalogue()
+        self.draining = False
+        self._watchers: list[Callable[[], None]] = []
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every change of the state."""
+        self._watchers.append(changed)
+
+    def unwatch(self, changed: Callable[[], None]) -> None:
+        """Stop calling `changed`."""
+        self._watchers.remove(changed)
+
+    def swap(self, catalogue: Catalogue) -> None:
+        """Put a catalogue in force, in one step."""
+        self.catalogue = catalogue
+        self._tell()
+
+    def drain(self) -> None:
+        """Say to everyone who asks that this process is going away."""
+        self.draining = True
+        self._tell()
+
+    def server_ready(self) -> bool:
+        """Return whether the models asked for at start are loaded (or have failed)."""
+        return self.catalogue.ready and not self.draining
+
+    def model_ready(self, model: str) -> bool | None:
+        """Return whether any version serves; ``None`` for an unknown model."""
+        entry = self.catalogue.models.get(model)
+        if entry is None:
+            return None
+        if self.draining:
+            return False
+        return any(v.state == State.READY for v in entry.versions.values())
+
+    def _tell(self) -> None:
+        for changed in tuple(self._watchers):
+            changed()

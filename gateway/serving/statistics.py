@@ -1,0 +1,139 @@
+"""What a front counts: plain integers per version, added up by the supervisor.
+
+Everything here only grows, and a snapshot is additive: the sum over processes of
+any two snapshots is the statistics of the whole gateway.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.serving.pending import Pending, Timing
+
+DELAY_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05)
+DELAY_BUCKETS_S += (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the queue-delay histogram, in seconds."""
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Upper bounds of the batch-size histogram, in rows."""
+
+_DELAY_BUCKETS_NS = tuple(int(bound * 1e9) for bound in DELAY_BUCKETS_S)
+
+
+class Histogram:
+    """Counts per bucket and a sum, in the unit of its bounds."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[int]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0
+
+    def observe(self, value: int) -> None:
+        """Count one value in the bucket whose upper bound it does not exceed."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+
+class VersionStatistics:
+    """Counters of one version in one front, for statistics RPC and metrics alike."""
+
+    def __init__(self) -> None:
+        self.last_inference_ms = 0
+        self.rows = 0
+        self.executions = 0
+        self.success = [0, 0]
+        self.fail = [0, 0]
+        self.queue = [0, 0]
+        self.compute_input = [0, 0]
+        self.compute_infer = [0, 0]
+        self.compute_output = [0, 0]
+        self.batches: Counter[str] = Counter()
+        self.runs: dict[int, list[int]] = {}
+        self.outcomes: Counter[str] = Counter()
+        self.dropped_rows: Counter[str] = Counter()
+        self.queue_delay = Histogram(_DELAY_BUCKETS_NS)
+        self.batch_rows = Histogram(ROW_BUCKETS)
+
+    def sent(self, reason: str, rows: int) -> None:
+        """Count a batch that left for a worker."""
+        self.batches[reason] += 1
+        self.batch_rows.observe(rows)
+
+    def ran(self, executions: int, run_rows: int, timing: Timing) -> None:
+        """Count a run of the model; merged batches bring no execution of their own."""
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        if not executions:
+            return
+        self.executions += executions
+        run = self.runs.get(run_rows)
+        if run is None:
+            run = self.runs[run_rows] = [0, 0, 0, 0]
+        run[0] += executions
+        run[1] += timing.input_ns
+        run[2] += timing.infer_ns
+        run[3] += timing.output_ns
+
+    def succeeded(self, pending: Pending, timing: Timing, now_ns: int) -> None:
+        """Count a request that got its answer."""
+        waited = pending.sent_ns - pending.admitted_ns
+        self.rows += pending.rows
+        self.outcomes["ok"] += 1
+        self.queue_delay.observe(waited)
+        for pair, spent in (
+            (self.success, now_ns - pending.admitted_ns),
+            (self.queue, waited),
+            (self.compute_input, timing.input_ns),
+            (self.compute_infer, timing.infer_ns),
+            (self.compute_output, timing.output_ns),
+        ):
+            pair[0] += 1
+            pair[1] += spent
+
+    def failed(self, pending: Pending, label: str, now_ns: int) -> None:
+        """Count an admitted request that got an error instead."""
+        self.outcomes[label] += 1
+        self.fail[0] += 1
+        self.fail[1] += now_ns - pending.admitted_ns
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all counters as JSON-ready values; see `add_up`."""
+        return {
+            "last_inference_ms": self.last_inference_ms,
+            "rows": self.rows,
+            "executions": self.executions,
+            "success": self.success,
+            "fail": self.fail,
+            "queue": self.queue,
+            "compute_input": self.compute_input,
+            "compute_infer": self.compute_infer,
+            "compute_output": self.compute_output,
+            "batches": dict(self.batches),
+            "runs": {str(rows): run for rows, run in self.runs.items()},
+            "outcomes": dict(self.outcomes),
+            "dropped_rows": dict(self.dropped_rows),
+            "queue_delay": self.queue_delay.counts,
+            "queue_delay_ns": self.queue_delay.total,
+            "batch_rows": self.batch_rows.counts,
+            "batch_rows_sum": self.batch_rows.total,
+        }
+
+
+def add_up(left: Any, right: Any, key: str = "") -> Any:  # noqa: ANN401
+    """Return the sum of two snapshots, of whatever depth. Pure.
+
+    Numbers add, lists add element by element, mappings by key; ``last_`` keys take
+    the later one.
+    """
+    if isinstance(left, dict):
+        both = dict(left)
+        for name, value in right.items():
+            both[name] = add_up(both[name], value, name) if name in both else value
+        return both
+    if isinstance(left, list):
+        return [add_up(a, b) for a, b in zip(left, right, strict=True)]
+    return max(left, right) if key.startswith("last_") else left + right

@@ -1,0 +1,1 @@
+"""Supervision: the processes of one gateway, what they are told, what they count."""

@@ -1,0 +1,59 @@
+"""Counters of all fronts, past and present, as one sum that only grows. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.serving.statistics import add_up
+
+
+class Counters:
+    """The last counters of each front, and the sum of those that are gone."""
+
+    def __init__(self) -> None:
+        self._gone: dict[str, Any] = {"versions": {}, "rejected": {}}
+        self._last: dict[int, dict[str, Any]] = {}
+        self._gauges: dict[int, dict[str, Any]] = {}
+
+    def report(self, front: int, snapshot: dict[str, Any]) -> None:
+        """Take the counters of one front process, by its pid."""
+        versions = {
+            f"{version}\0{model}": counts
+            for model, version, counts in snapshot["versions"]
+        }
+        self._last[front] = {"versions": versions, "rejected": snapshot["rejected"]}
+        self._gauges[front] = snapshot["gauges"]
+
+    def retire(self, front: int) -> None:
+        """Keep the counts of a front that is gone."""
+        last = self._last.pop(front, None)
+        self._gauges.pop(front, None)
+        if last is not None:
+            self._gone = add_up(self._gone, last)
+
+    def versions(self) -> list[tuple[str, int, dict[str, Any]]]:
+        """Return model, version and summed counts of everything ever served."""
+        totals = self._totals()["versions"]
+        out = []
+        for key in sorted(totals):
+            version, model = key.split("\0", 1)
+            out.append((model, int(version), totals[key]))
+        return out
+
+    def rejected(self) -> dict[str, int]:
+        """Return requests refused before a version was known, by outcome."""
+        rejected: dict[str, int] = self._totals()["rejected"]
+        return rejected
+
+    def gauges(self) -> dict[str, Any]:
+        """Return the sums of what the living fronts hold now."""
+        total: dict[str, Any] = {"inflight_requests": {}, "inflight_bytes": 0}
+        for gauges in self._gauges.values():
+            total = add_up(total, gauges)
+        return total
+
+    def _totals(self) -> dict[str, Any]:
+        total = self._gone
+        for last in self._last.values():
+            total = add_up(total, last)
+        return total

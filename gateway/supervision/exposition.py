@@ -1,0 +1,172 @@
+"""Prometheus metrics: one endpoint for the whole gateway, sums over its processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from gateway.serving.statistics import DELAY_BUCKETS_S, ROW_BUCKETS
+from gateway.supervision.counters import Counters
+
+_STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_MODEL = ("model", "version")
+
+
+class Processes(Protocol):
+    """The children, as metrics see them."""
+
+    def deaths(self) -> dict[str, int]:
+        """Return deaths per child."""
+
+    def running(self) -> dict[str, int]:
+        """Return the pid of each running child."""
+
+
+class GatewayCollector(Collector):
+    """Makes every metric from the counters of the moment; keeps nothing.
+
+    Runs on the scraper's thread and reads what the loop replaces as a whole.
+    """
+
+    def __init__(self, counters: Counters, processes: Processes) -> None:
+        self._counters = counters
+        self._processes = processes
+
+    def describe(self) -> list[Metric]:
+        """Name nothing in advance: versions come and go."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics."""
+        versions = self._counters.versions()
+        yield from _requests(versions, self._counters.rejected())
+        yield from _batches(versions)
+        yield from _gauges(self._counters.gauges())
+        yield from _processes(self._processes)
+
+
+_Versions = list[tuple[str, int, dict[str, Any]]]
+
+
+def _requests(versions: _Versions, rejected: dict[str, int]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "baton_requests", "Requests by outcome", labels=(*_MODEL, "outcome")
+    )
+    rows = CounterMetricFamily("baton_rows", "Rows answered", labels=_MODEL)
+    stages = CounterMetricFamily(
+        "baton_stage_seconds",
+        "Time of answered requests by stage",
+        labels=(*_MODEL, "stage"),
+    )
+    delay = HistogramMetricFamily(
+        "baton_queue_delay_seconds", "Admission to departure", labels=_MODEL
+    )
+    dropped = CounterMetricFamily(
+        "baton_dropped_rows",
+        "Rows left out of batches, or whose result nobody waited for",
+        labels=(*_MODEL, "reason"),
+    )
+    for model, version, counts in versions:
+        name = [model, str(version)]
+        for outcome, count in counts["outcomes"].items():
+            requests.add_metric([*name, outcome], count)
+        rows.add_metric(name, counts["rows"])
+        for stage in _STAGES:
+            stages.add_metric([*name, stage], counts[stage][1] / 1e9)
+        for reason, count in counts["dropped_rows"].items():
+            dropped.add_metric([*name, reason], count)
+        buckets = _cumulative(DELAY_BUCKETS_S, counts["queue_delay"])
+        delay.add_metric(name, buckets, counts["queue_delay_ns"] / 1e9)
+    for outcome, count in rejected.items():
+        requests.add_metric(["", "", outcome], count)
+    yield from (requests, rows, stages, delay, dropped)
+
+
+def _batches(versions: _Versions) -> Iterator[Metric]:
+    batches = CounterMetricFamily(
+        "baton_batches",
+        "Batches sent to workers, by why they left",
+        labels=(*_MODEL, "reason"),
+    )
+    runs = CounterMetricFamily("baton_runs", "Runs of the model", labels=_MODEL)
+    rows = HistogramMetricFamily(
+        "baton_batch_rows", "Rows of batches sent to workers", labels=_MODEL
+    )
+    for model, version, counts in versions:
+        name = [model, str(version)]
+        for reason, count in counts["batches"].items():
+            batches.add_metric([*name, reason], count)
+        runs.add_metric(name, counts["executions"])
+        buckets = _cumulative(ROW_BUCKETS, counts["batch_rows"])
+        rows.add_metric(name, buckets, counts["batch_rows_sum"])
+    yield from (batches, runs, rows)
+
+
+def _gauges(gauges: dict[str, Any]) -> Iterator[Metric]:
+    requests = GaugeMetricFamily(
+        "baton_inflight_requests",
+        "Requests admitted and not answered",
+        labels=["model"],
+    )
+    for model, count in gauges["inflight_requests"].items():
+        requests.add_metric([model], count)
+    yield requests
+    nbytes = GaugeMetricFamily("baton_inflight_bytes", "Input bytes in flight")
+    nbytes.add_metric([], gauges["inflight_bytes"])
+    yield nbytes
+
+
+def _processes(processes: Processes) -> Iterator[Metric]:
+    deaths = CounterMetricFamily(
+        "baton_process_deaths", "Child processes that died unasked", labels=["process"]
+    )
+    for name, count in processes.deaths().items():
+        deaths.add_metric([name], count)
+    yield deaths
+    memory = GaugeMetricFamily(
+        "baton_process_resident_memory_bytes", "Resident memory", labels=["process"]
+    )
+    cpu = CounterMetricFamily(
+        "baton_process_cpu_seconds", "User and system CPU time", labels=["process"]
+    )
+    for name, pid in {**processes.running(), "supervisor": os.getpid()}.items():
+        usage = _usage(pid)
+        if usage is not None:
+            memory.add_metric([name], usage[0])
+            cpu.add_metric([name], usage[1])
+    yield from (memory, cpu)
+
+
+def _usage(pid: int) -> tuple[int, float] | None:
+    """Return resident bytes and CPU seconds of a process (proc(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return (
+        int(fields[21]) * _PAGE_BYTES,
+        (int(fields[11]) + int(fields[12])) / _TICKS_PER_S,
+    )
+
+
+def _cumulative(
+    bounds: tuple[float, ...] | tuple[int, ...], counts: list[int]
+) -> list[tuple[str, float]]:
+    total = 0
+    buckets = []
+    for bound, count in zip((*bounds, "+Inf"), counts, strict=True):
+        total += count
+        buckets.append((str(bound), float(total)))
+    return buckets

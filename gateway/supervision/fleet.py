@@ -1,0 +1,337 @@
+"""The fleet: every front and worker that is connected, and what each has been told.
+
+Loads go to workers, catalogues to fronts, in the order that never shows a front
+a version before a worker has it, nor takes it from a worker before every front
+has let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway.catalogue import CATALOGUE, Catalogue, ModelEntry, WorkerEntry
+from gateway.channel import Answer, Channel
+from gateway.config import Config
+from gateway.errors import GatewayError, LoadFailed, Unsupported
+from gateway.logs import get_logger
+from gateway.registry.lifecycle import Placement
+from gateway.supervision.counters import Counters
+from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
+
+_log = get_logger("fleet")
+
+_SNAPSHOT_TIMEOUT_S = 1.0
+
+Operation = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""A request a front may make."""
+
+
+@dataclass(eq=False)
+class FrontPeer:
+    """One connected front: loads it still uses although the catalogue dropped them."""
+
+    channel: Channel
+    index: int
+    pid: int
+    busy: set[int] = field(default_factory=set)
+
+
+@dataclass(eq=False)
+class WorkerPeer:
+    """One connected worker: what it has loaded, and whether fronts may use it."""
+
+    channel: Channel
+    index: int
+    pid: int
+    path: str
+    handles: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
+    serving: bool = False
+    reconciling: bool = False
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Fleet:
+    """Talks to every process. Supervisor's loop only.
+
+    Args:
+        config: Devices and timeouts.
+        placements: Returns the loads every worker should have.
+        on_healthy: Called with the pid of a process that reported in.
+        on_hung: Called with the pid of a worker that a front found hanging.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        placements: Callable[[], list[Placement]],
+        *,
+        on_healthy: Callable[[int], None],
+        on_hung: Callable[[int], None],
+    ) -> None:
+        self._config = config
+        self._placements = placements
+        self._on_healthy = on_healthy
+        self._on_hung = on_hung
+        self._fronts: dict[Channel, FrontPeer] = {}
+        self._workers: dict[Channel, WorkerPeer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._catalogue = Catalogue(fronts=config.grpc.fronts)
+        self._released = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self.counters = Counters()
+        self.operations: dict[str, Operation] = {}
+        self.listening: dict[int, str] = {}
+
+    async def start(self, path: Path) -> None:
+        """Listen for the processes on a Unix socket."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: Channel(self._on_message, self._on_closed), str(path)
+        )
+
+    async def has_started(self, fronts: int, workers: int) -> None:
+        """Wait until so many fronts listen and workers serve for the first time."""
+        while len(self.listening) < fronts or workers > sum(
+            worker.serving for worker in self._workers.values()
+        ):
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    # -- what the lifecycle asks ------------------------------------------------
+
+    async def load(self, placement: Placement, *, one_by_one: bool) -> LoadReport:
+        """Load a version in every worker that should have it.
+
+        Args:
+            placement: What, and in how many workers.
+            one_by_one: Leave the other workers to serve meanwhile.
+
+        Returns:
+            The report of a worker; an empty one where no worker is there yet (it
+            will load when it comes).
+
+        Raises:
+            LoadFailed: A worker could not; none has it afterwards.
+        """
+        chosen = [w for w in self._workers.values() if w.serving]
+        chosen = [w for w in chosen if self._wants(w, placement)]
+        if one_by_one:
+            reports = [await self._load(worker, placement) for worker in chosen]
+        else:
+            loads = [self._load(worker, placement) for worker in chosen]
+            reports = list(await asyncio.gather(*loads))
+        failed = [report for report in reports if report.error]
+        if failed:
+            await self.unload(placement.order.handle)
+            raise LoadFailed(failed[0].error)
+        return reports[0] if reports else LoadReport(placement.order.handle)
+
+    async def unload(self, handle: int) -> None:
+        """Free a load in every worker that has it."""
+        for worker in tuple(self._workers.values()):
+            if handle in worker.handles:
+                worker.handles.discard(handle)
+                with contextlib.suppress(GatewayError):  # gone, with its memory
+                    await worker.channel.ask({"op": "unload", "handle": handle})
+
+    async def publish(self, models: dict[str, ModelEntry], *, ready: bool) -> None:
+        """Put a new catalogue in force in every front, and wait until it is."""
+        self._catalogue = dataclasses.replace(
+            self._catalogue, models=models, ready=ready
+        )
+        await self._push()
+        for worker in tuple(self._workers.values()):
+            self._spawn(self._reconcile(worker))
+
+    async def released(self, handle: int) -> None:
+        """Wait until no front uses a load that the catalogue no longer has."""
+        while any(handle in front.busy for front in self._fronts.values()):
+            self._released.clear()
+            await self._released.wait()
+
+    # -- fronts -----------------------------------------------------------------
+
+    async def _push(self) -> None:
+        workers = tuple(
+            WorkerEntry(w.index, w.pid, w.path, frozenset(w.handles))
+            for w in self._workers.values()
+            if w.serving
+        )
+        self._catalogue = dataclasses.replace(
+            self._catalogue, revision=self._catalogue.revision + 1, workers=workers
+        )
+        fronts = tuple(self._fronts.values())
+        await asyncio.gather(*(self._tell_front(front) for front in fronts))
+
+    async def _tell_front(self, front: FrontPeer) -> None:
+        catalogue = CATALOGUE.dump_python(self._catalogue, mode="json")
+        message = {"op": "catalogue", "catalogue": catalogue}
+        try:
+            answer = await front.channel.ask(message)
+        except GatewayError:
+            return  # the front is gone
+        front.busy = set(answer["busy"])
+
+    async def refresh_counters(self) -> None:
+        """Ask every front for its counters; a silent one keeps its last report."""
+
+        async def one(front: FrontPeer) -> None:
+            question = front.channel.ask({"op": "snapshot"})
+            try:
+                answer = await asyncio.wait_for(question, _SNAPSHOT_TIMEOUT_S)
+            except (GatewayError, TimeoutError):
+                return
+            if front.channel in self._fronts:
+                self.counters.report(front.pid, answer)
+
+        await asyncio.gather(*(one(front) for front in tuple(self._fronts.values())))
+
+    async def statistics(self, _message: dict[str, Any]) -> dict[str, Any]:
+        """Answer a front's question for the sums over all fronts."""
+        await self.refresh_counters()
+        return {"versions": self.counters.versions()}
+
+    # -- workers ----------------------------------------------------------------
+
+    def _wants(self, worker: WorkerPeer, placement: Placement) -> bool:
+        place = worker.index % self._config.workers.count
+        return placement.share == 0 or place < placement.share
+
+    def _order_for(self, worker: WorkerPeer, order: LoadOrder) -> LoadOrder:
+        if order.settings.device != "cuda":
+            return order
+        workers = self._config.workers
+        device_id = workers.device_ids[worker.index // workers.count]
+        settings = dataclasses.replace(order.settings, device_id=device_id)
+        return dataclasses.replace(order, settings=settings)
+
+    async def _load(self, worker: WorkerPeer, placement: Placement) -> LoadReport:
+        order = self._order_for(worker, placement.order)
+        async with worker.loading:
+            message = {"op": "load", "order": LOAD_ORDER.dump_python(order)}
+            question = worker.channel.ask(message)
+            limit_s = self._config.workers.load_timeout_s
+            try:
+                answer = await asyncio.wait_for(question, limit_s)
+            except TimeoutError:
+                self._on_hung(worker.pid)
+                reason = f"loading took longer than {limit_s} s"
+                return LoadReport(order.handle, error=reason)
+            except GatewayError:
+                reason = "the worker died while it loaded the model"
+                return LoadReport(order.handle, error=reason)
+            report = LOAD_REPORT.validate_python(answer)
+            if not report.error:
+                worker.handles.add(order.handle)
+            return report
+
+    async def _reconcile(self, worker: WorkerPeer) -> None:
+        """Load whatever a worker should have and has not; then let it serve."""
+        if worker.reconciling:
+            return  # the one at work looks again after every load
+        worker.reconciling = True
+        changed = False
+        while worker.channel in self._workers:
+            missing = self._missing(worker)
+            if not missing:
+                break
+            report = await self._load(worker, missing[0])
+            changed = True
+            if report.error:
+                worker.failed.add(report.handle)
+                _log.error("reload_failed", worker=worker.index, reason=report.error)
+        worker.reconciling = False
+        if worker.channel in self._workers and (changed or not worker.serving):
+            worker.serving = True
+            self._arrived.set()
+            await self._push()
+
+    def _missing(self, worker: WorkerPeer) -> list[Placement]:
+        known = worker.handles | worker.failed
+        return [
+            placement
+            for placement in self._placements()
+            if placement.order.handle not in known and self._wants(worker, placement)
+        ]
+
+    # -- connections ------------------------------------------------------------
+
+    def _on_message(
+        self, channel: Channel, message: dict[str, Any], answer: Answer
+    ) -> None:
+        if "role" in message:
+            self._hello(channel, message)
+            return
+        match message["op"]:
+            case "counters":
+                front = self._fronts[channel]
+                self.counters.report(front.pid, message)
+            case "released":
+                self._fronts[channel].busy.discard(message["handle"])
+                self._released.set()
+            case "listening":
+                self.listening[self._fronts[channel].index] = message["address"]
+                self._on_healthy(self._fronts[channel].pid)
+                self._arrived.set()
+            case "hung":
+                self._on_hung(message["pid"])
+            case operation:
+                self._spawn(self._operate(operation, message, answer))
+
+    def _hello(self, channel: Channel, message: dict[str, Any]) -> None:
+        index, pid = message["index"], message["pid"]
+        if message["role"] == "front":
+            front = self._fronts[channel] = FrontPeer(channel, index, pid)
+            self._spawn(self._tell_front(front))
+        else:
+            worker = WorkerPeer(channel, index, pid, message["path"])
+            self._workers[channel] = worker
+            self._on_healthy(pid)
+            self._spawn(self._reconcile(worker))
+
+    def _on_closed(self, channel: Channel) -> None:
+        front = self._fronts.pop(channel, None)
+        if front is not None:
+            self.counters.retire(front.pid)
+            self.listening.pop(front.index, None)
+            self._released.set()
+        if self._workers.pop(channel, None) is not None:
+            self._spawn(self._push())
+
+    async def _operate(
+        self, operation: str, message: dict[str, Any], answer: Answer
+    ) -> None:
+        handler = self.operations.get(operation)
+        if handler is None:
+            answer(Unsupported(f"unknown operation '{operation}'"))
+            return
+        try:
+            answer(await handler(message))
+        except GatewayError as error:
+            answer(error)
+        except Exception:  # the edge: an operation must not end the gateway
+            _log.exception("operation_failed", operation=operation)
+            answer(GatewayError(f"'{operation}' failed; the server's log says why"))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("task_failed", reason=repr(task.exception()))

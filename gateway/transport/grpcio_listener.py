@@ -1,0 +1,265 @@
+"""The handlers behind grpc.aio: raw bytes in and out, generic handlers, no stubs.
+
+Why generic handlers: the messages stay bytes until a handler wants them, and
+interceptors, which wrap every stream once more, are not needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+from uuid import uuid4
+
+import grpc
+
+from gateway.config import GrpcConfig
+from gateway.errors import GatewayError
+from gateway.logs import get_logger
+from gateway.rpc import Methods, StreamCall, StreamHandler
+
+_log = get_logger("transport")
+
+_MAX_DETAILS = 1024
+"""Longest error message sent: trailers share the peer's header limit."""
+_STATUS = {status.value[0]: status for status in grpc.StatusCode}
+
+
+class InternalError(GatewayError):
+    """A bug of ours: the client gets an incident id, the log the traceback."""
+
+
+class _Context(Protocol):
+    """The part of grpc.aio's ServicerContext in use."""
+
+    def time_remaining(self) -> float | None: ...
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]: ...
+    async def read(self) -> Any: ...  # noqa: ANN401
+    async def write(self, message: bytes) -> None: ...
+    async def abort(
+        self,
+        code: grpc.StatusCode,
+        details: str,
+        trailing_metadata: tuple[tuple[str, str], ...],
+    ) -> None: ...
+
+
+def _header(context: _Context, key: str) -> str | None:
+    for name, value in context.invocation_metadata() or ():
+        if name == key:
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return None
+
+
+def _deadline_ns(context: _Context, now_ns: Callable[[], int]) -> int:
+    remaining = context.time_remaining()
+    return 0 if remaining is None else now_ns() + int(remaining * 1e9)
+
+
+def _incident(method: str) -> GatewayError:
+    incident = uuid4().hex[:12]
+    _log.exception("handler_failed", method=method, incident=incident)
+    return InternalError(f"internal error, incident {incident}")
+
+
+async def _abort(context: _Context, error: GatewayError) -> None:
+    trailers: tuple[tuple[str, str], ...] = ()
+    if error.pushback_ms is not None:
+        trailers = (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
+    await context.abort(
+        _STATUS[int(error.code)], error.message[:_MAX_DETAILS], trailers
+    )
+
+
+class _UnaryCall:
+    """`gateway.rpc.Call` on a future."""
+
+    __slots__ = ("_context", "_future", "deadline_ns", "on_cancel")
+
+    def __init__(
+        self, context: _Context, future: asyncio.Future[bytes], deadline_ns: int
+    ) -> None:
+        self._context = context
+        self._future = future
+        self.deadline_ns = deadline_ns
+        self.on_cancel: Callable[[], None] | None = None
+
+    def metadata(self, key: str) -> str | None:
+        return _header(self._context, key)
+
+    def reply(self, message: bytes) -> None:
+        if not self._future.done():
+            self._future.set_result(message)
+
+    def fail(self, error: GatewayError) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+
+
+class _StreamCall:
+    """`gateway.rpc.StreamCall`: an outbox that one task writes out."""
+
+    def __init__(self, context: _Context, deadline_ns: int) -> None:
+        self._context = context
+        self._outbox: deque[bytes] = deque()
+        self._wake = asyncio.Event()
+        self._finished = False
+        self._error: GatewayError | None = None
+        self.deadline_ns = deadline_ns
+        self.may_read = asyncio.Event()
+        self.may_read.set()
+
+    def metadata(self, key: str) -> str | None:
+        return _header(self._context, key)
+
+    def send(self, message: bytes) -> None:
+        self._outbox.append(message)
+        self._wake.set()
+
+    def finish(self, error: GatewayError | None = None) -> None:
+        if not self._finished:
+            self._finished = True
+            self._error = error
+            self._wake.set()
+
+    def pause(self) -> None:
+        self.may_read.clear()
+
+    def resume(self) -> None:
+        self.may_read.set()
+
+    async def write_out(self, handler: StreamHandler) -> None:
+        """Write until the handler has finished and nothing is left."""
+        outbox = self._outbox
+        while True:
+            while outbox:
+                await self._context.write(outbox.popleft())
+                handler.on_sent(len(outbox))
+            if self._finished:
+                break
+            self._wake.clear()
+            await self._wake.wait()
+        if self._error is not None:
+            await _abort(self._context, self._error)
+
+
+class GrpcioListener:
+    """One grpc.aio server for a table of methods.
+
+    Args:
+        methods: What to serve.
+        config: Limits and keepalive.
+        now_ns: Monotonic clock of deadlines.
+    """
+
+    def __init__(
+        self, methods: Methods, config: GrpcConfig, now_ns: Callable[[], int]
+    ) -> None:
+        self._methods = methods
+        self._config = config
+        self._now_ns = now_ns
+        self._server: Any = None
+
+    async def start(self, address: str) -> None:
+        """Listen on ``host:port`` (shared with other fronts) and serve.
+
+        Raises:
+            RuntimeError: The address cannot be bound.
+        """
+        self._server = grpc.aio.server(options=_options(self._config))
+        self._server.add_generic_rpc_handlers((self._generic_handler(),))
+        self._server.add_insecure_port(address)
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the port, let calls in flight end within `grace_s`, cut the rest."""
+        await self._server.stop(grace_s)
+
+    def _generic_handler(self) -> grpc.GenericRpcHandler:
+        handlers: dict[str, Any] = {}
+        for path, unary in self._methods.unary.items():
+            behaviour = self._unary_behaviour(path, unary)
+            handlers[path] = grpc.unary_unary_rpc_method_handler(behaviour)
+        for path, stream in self._methods.streams.items():
+            behaviour = self._stream_behaviour(path, stream)
+            handlers[path] = grpc.stream_stream_rpc_method_handler(behaviour)
+
+        class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+            def service(self, details: Any) -> Any:  # noqa: ANN401
+                return handlers.get(details.method)
+
+        return Handler()
+
+    def _unary_behaviour(
+        self, path: str, handler: Callable[[_UnaryCall, bytes], None]
+    ) -> Callable[[bytes, _Context], Any]:
+        async def behaviour(message: bytes, context: _Context) -> bytes:
+            future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            call = _UnaryCall(context, future, _deadline_ns(context, self._now_ns))
+            try:
+                handler(call, message)
+                return await future
+            except asyncio.CancelledError:
+                if call.on_cancel is not None:
+                    call.on_cancel()
+                raise
+            except GatewayError as error:
+                failure = error
+            except Exception:  # the edge: a bug must not leak its text
+                failure = _incident(path)
+            await _abort(context, failure)
+            raise AssertionError("abort returned")  # it always raises
+
+        return behaviour
+
+    def _stream_behaviour(
+        self, path: str, factory: Callable[[StreamCall], StreamHandler]
+    ) -> Callable[[Any, _Context], Any]:
+        async def behaviour(_requests: Any, context: _Context) -> None:  # noqa: ANN401
+            call = _StreamCall(context, _deadline_ns(context, self._now_ns))
+            handler = factory(call)
+            reader = asyncio.create_task(self._read(path, context, call, handler))
+            ended = False
+            try:
+                await call.write_out(handler)
+                ended = True
+            finally:
+                reader.cancel()
+                if not ended:
+                    handler.on_cancel()
+
+        return behaviour
+
+    async def _read(
+        self, path: str, context: _Context, call: _StreamCall, handler: StreamHandler
+    ) -> None:
+        try:
+            while True:
+                await call.may_read.wait()
+                message = await context.read()
+                if message is grpc.aio.EOF:
+                    handler.on_half_close()
+                    return
+                handler.on_message(message)
+        except Exception:  # the edge, as above
+            call.finish(_incident(path))
+
+
+def _options(config: GrpcConfig) -> list[tuple[str, int]]:
+    """Return the channel arguments; the names are grpc's (grpc_types.h)."""
+    ping_ms = config.min_ping_interval_ms
+    options = [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", config.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", ping_ms),
+    ]
+    if config.max_connection_age_s:
+        age_ms = config.max_connection_age_s * 1000
+        options.append(("grpc.max_connection_age_ms", age_ms))
+        options.append(("grpc.max_connection_age_grace_ms", 30_000))
+    return options

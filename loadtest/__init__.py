@@ -1,0 +1,1 @@
+"""Loads, demonstrates and measures Baton from outside; not part of the wheel."""

@@ -1,0 +1,105 @@
+"""``python -m loadtest``: the demo, the benchmark and the servers they need."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Demonstrate and measure Baton with real processes and real calls.",
+)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line.")
+]
+
+
+@app.command()
+def demo(
+    *,
+    seconds: Annotated[
+        float, typer.Option(min=1, envvar="DEMO_SECONDS", help="Time under load.")
+    ] = 20,
+    json: Json = False,
+) -> None:
+    """Train two models, serve them with Baton and check every answer."""
+    from loadtest.demo import run
+
+    raise typer.Exit(run(seconds=seconds, as_json=json))
+
+
+@app.command()
+def bench(
+    *,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, help="Length of one measurement.")
+    ] = 2,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds over all servers.")] = 3,
+    full: Annotated[
+        bool, typer.Option("--full", help="Add M5 unary and M1 streams.")
+    ] = False,
+    servers: Annotated[
+        str, typer.Option(help="Comma-separated names of the servers to measure.")
+    ] = "baton,naive-uvloop,naive-asyncio",
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help="Use the Python load client.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure Baton against a hand-written server, core for core."""
+    from loadtest.bench import SERVERS, run
+
+    names = tuple(servers.split(","))
+    if unknown := set(names) - set(SERVERS):
+        raise typer.BadParameter(f"no such server: {', '.join(sorted(unknown))}")
+
+    raise typer.Exit(
+        run(
+            seconds=seconds,
+            runs=runs,
+            full=full,
+            names=names,
+            builtin_client=builtin,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def naive(
+    repository: Annotated[Path, typer.Argument(help="Folder in Triton's layout.")],
+    *,
+    port: Annotated[int, typer.Option(help="TCP port.")] = 8001,
+    uvloop: Annotated[bool, typer.Option(help="Run on uvloop.")] = True,
+) -> None:
+    """Serve a repository with the hand-written server."""
+    from loadtest.naive_server import serve
+
+    serve(repository, port=port, use_uvloop=uvloop)
+
+
+@app.command()
+def client(
+    job: Annotated[Path, typer.Argument(help="JSON file written by the benchmark.")],
+) -> None:
+    """Send the load of one measurement and print what came of it as JSON."""
+    from loadtest.client import run
+
+    print(run(job))
+
+
+def main() -> None:
+    """Run the command line; SIGTERM cleans up like Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under "&"
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    app()
+
+
+if __name__ == "__main__":
+    main()

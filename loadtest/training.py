@@ -1,0 +1,82 @@
+"""Honest models in seconds: real data that ships inside scikit-learn.
+
+Both data sets are split once, seeded and stratified. What `TrainedModel` holds of
+the data is the part that training never saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import FloatTensorType
+from sklearn.base import BaseEstimator
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+INPUT = "features"
+HELD_OUT = 0.25
+Load = Callable[..., tuple[NDArray[np.float64], NDArray[np.int64]]]
+
+OPSETS = {"": 17, "ai.onnx.ml": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A trained classifier and the records it has not seen.
+
+    Attributes:
+        name: Name of the data set, and of the model in the repository.
+        payload: The ONNX file: `INPUT` float32 (rows, features) to labels int64
+            (rows,) and probabilities float32 (rows, classes).
+        records: float32, shape (held out, features).
+        labels: int64, shape (held out,).
+    """
+
+    name: str
+    payload: bytes
+    records: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def train_digits(*, seed: int = 0) -> TrainedModel:
+    """Train a small network on 8x8 images of handwritten digits (10 classes)."""
+    network = MLPClassifier((128,), max_iter=300, tol=1e-3, random_state=seed)
+    return _train("digits", load_digits, network, seed)
+
+
+def train_breast_cancer(*, seed: int = 0) -> TrainedModel:
+    """Train a logistic regression on 30 measurements of tumours (2 classes)."""
+    return _train("breast_cancer", load_breast_cancer, LogisticRegression(), seed)
+
+
+def _train(name: str, load: Load, classifier: BaseEstimator, seed: int) -> TrainedModel:
+    records, labels = load(return_X_y=True)
+    train_x, test_x, train_y, test_y = train_test_split(
+        records.astype(np.float32),
+        labels,
+        test_size=HELD_OUT,
+        stratify=labels,
+        random_state=seed,
+    )
+    model = make_pipeline(StandardScaler(), classifier).fit(train_x, train_y)
+    exported = convert_sklearn(
+        model,
+        name,
+        initial_types=[(INPUT, FloatTensorType([None, test_x.shape[1]]))],
+        options={"zipmap": False},
+        target_opset=OPSETS,
+    )
+    return TrainedModel(
+        name,
+        exported.SerializeToString(),
+        np.ascontiguousarray(test_x),
+        test_y.astype(np.int64),
+    )

@@ -1,0 +1,1 @@
+"""Tests: behaviour by name; real processes and real sockets at the edges."""

@@ -1,0 +1,50 @@
+"""The canary: loads a version in a process of its own, before any worker does.
+
+``python -m workers.check`` reads a `LoadOrder` as JSON from standard input and
+prints a `LoadReport` as one line of JSON. A model that crashes onnxruntime or eats
+the machine's memory takes only this process with it: no report is the report.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import traceback
+
+from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
+
+
+def check(order: LoadOrder) -> LoadReport:
+    """Load, probe and warm up a version, and let it go.
+
+    Returns:
+        The report; a failure is inside it, in one line.
+    """
+    from workers.session import open_version
+    from workers.signature import LoadRefused
+
+    try:
+        loaded = open_version(order)
+    except LoadRefused as refused:
+        return LoadReport(order.handle, error=str(refused))
+    except Exception as error:  # the edge: whatever it is, the version is not to load
+        traceback.print_exc()
+        message = " ".join(str(error).split())
+        return LoadReport(order.handle, error=f"{type(error).__name__}: {message}")
+    loaded.close()
+    return loaded.report
+
+
+def main() -> None:
+    """Answer the order on standard input; nothing but the report goes to stdout."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answer = os.dup(1)
+    os.dup2(2, 1)  # native libraries print where they like
+    report = check(LOAD_ORDER.validate_json(sys.stdin.buffer.read()))
+    with os.fdopen(answer, "wb") as stdout:
+        stdout.write(LOAD_REPORT.dump_json(report) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
