@@ -35,7 +35,8 @@ imports: setup
 
 check: lint types imports test  ## everything .ci/run runs
 
-lock: $(VENV)/.installed  ## resolve dependencies anew
+lock: setup  ## resolve dependencies anew
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile pyproject.toml --group dev --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 --universal --output-file requirements.lock
 
 protos: setup  ## generate Python from protos/

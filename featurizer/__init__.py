@@ -1,4 +1,4 @@
-"""Featurizer: data types, encodings and (later) transforms, shared by training and serving.
+"""Featurizer: data types and encodings that training and serving share.
 
 A pure library: it imports neither the gateway nor the workers, so a notebook can
 use it alone. `featurizer.datatypes` names the tensor element types of the Open

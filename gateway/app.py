@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TextIO
@@ -20,13 +21,14 @@ from prometheus_client import CollectorRegistry, start_http_server
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.logs import configure, get_logger
-from gateway.registry.lifecycle import Lifecycle, operations
+from gateway.registry.lifecycle import Lifecycle
 from gateway.registry.repository import Repository
 from gateway.registry.store import ArtefactStore
 from gateway.supervision.canary import canary
 from gateway.supervision.children import Children
 from gateway.supervision.exposition import GatewayCollector
 from gateway.supervision.fleet import Fleet
+from gateway.supervision.operations import operations
 from workers.spec import LoadOrder, LoadReport
 
 _log = get_logger("supervisor")
@@ -98,8 +100,7 @@ class Gateway:
             on_healthy=self._children.healthy,
             on_hung=self._children.kill,
         )
-        fleet.operations.update(operations(lifecycle))
-        fleet.operations["statistics"] = fleet.statistics
+        fleet.operations.update(operations(lifecycle, fleet))
         await fleet.start(self._run_dir / "control.sock")
         metrics_stop = self._serve_metrics(fleet)
         self._start_children(addresses)
@@ -241,7 +242,7 @@ class Gateway:
                 "--parent": parent,
             }
             command = [sys.executable, "-m", "gateway.front", *_flat(arguments)]
-            self._children.start(f"front-{index}", lambda command=command: command)
+            self._children.start(f"front-{index}", partial(list, command))
 
     def _worker_command(
         self, index: int, control: str, parent: str

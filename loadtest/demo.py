@@ -38,11 +38,14 @@ class Outcome:
 
     Attributes:
         elapsed_s: Time under load.
+        client_share: CPU time of this process per second of it. Near 1 the Python
+            client is what limits the rate, and most of a latency is its own.
         batches: Mean rows per run of each model.
         problems: Why the demo failed; empty if it did not.
     """
 
     elapsed_s: float = 0.0
+    client_share: float = 0.0
     batches: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -50,13 +53,14 @@ class Outcome:
 async def drive(port: int, work: Work, *, seconds: float, console: Console) -> Outcome:
     """Send load and show it; return how long it took and what the server counted."""
     outcome = Outcome()
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     load = asyncio.create_task(send_load(port, work, until=started + seconds))
     try:
         async with channel(port) as connection:
             await View(console, work).show(connection, load)
             await load
             outcome.elapsed_s = time.monotonic() - started
+            outcome.client_share = (time.process_time() - cpu) / outcome.elapsed_s
             outcome.batches = await mean_batches(connection)
     except grpc.aio.AioRpcError as error:
         outcome.problems.append(f"ModelStatistics: {error.code().name}")
@@ -104,6 +108,7 @@ def summary(work: Work, outcome: Outcome) -> Json:
     return {
         "ok": not outcome.problems,
         "seconds": round(outcome.elapsed_s, 2),
+        "client_cpu_share": round(outcome.client_share, 2),
         "requests": requests,
         "requests_per_s": round(requests / elapsed, 1),
         "p50_ms": round(latency.percentile_ms(50), 3),
@@ -154,7 +159,8 @@ def _print_summary(console: Console, work: Work, outcome: Outcome) -> None:
     console.print(
         f"{found['requests']:,} requests in {found['seconds']} s:"
         f" {found['requests_per_s']:,} req/s,"
-        f" p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms",
+        f" p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms"
+        f" (this client used {outcome.client_share:.0%} of a core)",
         soft_wrap=True,
     )
     for source, tally in work:

@@ -20,7 +20,7 @@ from loadtest.wire import SERVICE, BadAnswer, channel, infer_request, tensors
 
 STREAMS = 2
 """Streams per model, each on a connection of its own."""
-WINDOW = 32
+WINDOW = 16
 """Requests of one stream that may wait for their answers."""
 UNARY_ROWS = 4
 ANSWER_S = 15.0

@@ -12,7 +12,13 @@ import resource
 import sys
 import traceback
 
-from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
+from workers.spec import (
+    LOAD_ORDER,
+    LOAD_REPORT,
+    LoadOrder,
+    LoadReport,
+    SessionSettings,
+)
 
 
 def check(order: LoadOrder) -> LoadReport:
@@ -36,8 +42,28 @@ def check(order: LoadOrder) -> LoadReport:
     return loaded.report
 
 
+def check_device(device_id: int) -> str:
+    """Return why a GPU cannot be used here; empty if nothing speaks against it."""
+    from workers.session import require_cuda
+    from workers.signature import LoadRefused
+
+    try:
+        require_cuda(SessionSettings(device="cuda", device_id=device_id))
+    except LoadRefused as refused:
+        return str(refused)
+    return ""
+
+
 def main() -> None:
-    """Answer the order on standard input; nothing but the report goes to stdout."""
+    """Answer the order on standard input; nothing but the report goes to stdout.
+
+    With ``--device N``, check a GPU instead: the reason against it goes to stdout,
+    and the exit code is 1.
+    """
+    if sys.argv[1:2] == ["--device"]:
+        reason = check_device(int(sys.argv[2]))
+        sys.stdout.write(reason)
+        sys.exit(1 if reason else 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer = os.dup(1)
     os.dup2(2, 1)  # native libraries print where they like

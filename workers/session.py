@@ -324,7 +324,7 @@ def _create(path: str, settings: SessionSettings) -> ort.InferenceSession:
     ort.set_default_logger_severity(_LOG_FATAL)
     providers: list[str | tuple[str, dict[str, str]]] = [_CPU]
     if settings.device == "cuda":
-        _require_cuda(settings)
+        require_cuda(settings)
         providers = [(cuda.PROVIDER, cuda.provider_options(settings))]
     try:
         session = ort.InferenceSession(
@@ -350,7 +350,8 @@ def _session_options(settings: SessionSettings) -> ort.SessionOptions:
     return options
 
 
-def _require_cuda(settings: SessionSettings) -> None:
+def require_cuda(settings: SessionSettings) -> None:
+    """Make CUDA usable in this process, or raise `LoadRefused` with the way out."""
     reason = cuda.why_unavailable(
         ort.get_available_providers(),
         cuda.look_at_driver(),

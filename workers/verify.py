@@ -22,6 +22,8 @@ from pathlib import Path, PurePosixPath
 from google.protobuf.message import DecodeError
 
 from workers.onnx_subset_pb2 import (
+    AttributeProto,
+    FunctionProto,
     ModelProto,
     NodeProto,
     OperatorSetIdProto,
@@ -227,7 +229,7 @@ def _check_operators(name: str, model: ModelProto) -> dict[str, int]:
     _check_nodes(name, _nodes(model.graph.node), opsets)
     for function in model.functions:
         imports = _check_imports(name, function.opset_import, own)
-        _check_nodes(name, _nodes(function.node), opsets | imports)
+        _check_nodes(name, _nodes_of_function(function), opsets | imports)
     return opsets
 
 
@@ -265,20 +267,30 @@ def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     """Yield nodes and those of their subgraphs; protobuf bounds the depth."""
     for node in nodes:
         yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph.node)
+        yield from _nodes_of_attributes(node.attribute)
+
+
+def _nodes_of_attributes(attributes: Iterable[AttributeProto]) -> Iterator[NodeProto]:
+    for attribute in attributes:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _nodes(graph.node)
+
+
+def _nodes_of_function(function: FunctionProto) -> Iterator[NodeProto]:
+    """Yield the nodes of its body and of its attributes' default values."""
+    yield from _nodes(function.node)
+    yield from _nodes_of_attributes(function.attribute_proto)
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yield every tensor: initializers and attributes of all graphs and functions."""
-    bodies = (model.graph.node, *(function.node for function in model.functions))
-    attributes = [
-        attribute
-        for body in bodies
-        for node in _nodes(body)
-        for attribute in node.attribute
-    ]
+    nodes = [*_nodes(model.graph.node)]
+    attributes: list[AttributeProto] = []
+    for function in model.functions:
+        nodes += _nodes_of_function(function)
+        attributes += function.attribute_proto
+    for node in nodes:
+        attributes += node.attribute
     graphs = [model.graph]
     for attribute in attributes:
         yield attribute.t

@@ -308,5 +308,6 @@ def decode_result(frame: Frame, arena: memoryview | None = None) -> Result:
     """
     if len(frame.body) < _RESULT.size:
         raise WireError("truncated result")
-    head = _RESULT.unpack_from(frame.body, 0)
-    return Result(frame.id, *head, _decode_tensors(frame, _RESULT.size, arena))
+    input_ns, infer_ns, output_ns, executions, rows = _RESULT.unpack_from(frame.body)
+    tensors = _decode_tensors(frame, _RESULT.size, arena)
+    return Result(frame.id, input_ns, infer_ns, output_ns, executions, rows, tensors)

@@ -7,32 +7,26 @@ the reason; what served before goes on serving, and other models never notice.
 from __future__ import annotations
 
 import asyncio
-import base64
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from gateway.catalogue import (
-    BatchPolicy,
-    ModelEntry,
-    QueuePolicy,
-    State,
-    VersionEntry,
-)
-from gateway.config import Config, intra_op_threads
+from gateway.catalogue import ModelEntry, State, VersionEntry
+from gateway.config import Config
 from gateway.errors import GatewayError, InvalidRequest, LoadFailed
 from gateway.logs import get_logger
-from gateway.registry.model_config import ModelSettings, complete_config
+from gateway.registry.model_config import ModelSettings
+from gateway.registry.orders import load_order, ready_entry
 from gateway.registry.repository import (
     ModelDefinition,
     Repository,
-    VersionSource,
     write_override,
 )
-from gateway.registry.store import ArtefactStore
-from workers.spec import LoadOrder, LoadReport, ModelSpec, SessionSettings
+from gateway.registry.store import Artefact, ArtefactStore
+from workers.spec import LoadOrder, LoadReport
 from workers.verify import ModelRefused
 
 _log = get_logger("lifecycle")
@@ -110,6 +104,8 @@ class Lifecycle:
         self._next_handle = 1
         self._ready = False
         self._canaries = asyncio.Semaphore(2)
+        self._store_lock = asyncio.Lock()
+        self._digests_in_use: Counter[str] = Counter()
         self._background: set[asyncio.Task[None]] = set()
         self.fleet: Fleet
 
@@ -246,7 +242,15 @@ class Lifecycle:
         for source in definition.versions:
             current = record.versions[source.version]
             try:
-                await self._bring_up_one(record, definition, source)
+                async with self._store_lock:
+                    artefact = await asyncio.to_thread(self._store.take_in, source.path)
+                    self._digests_in_use[artefact.digest] += 1
+                try:
+                    await self._bring_up_one(
+                        record, definition, source.version, artefact
+                    )
+                finally:
+                    self._digests_in_use[artefact.digest] -= 1
             except (GatewayError, ModelRefused, OSError) as error:
                 reason = str(error)
                 failures.append(
@@ -259,10 +263,13 @@ class Lifecycle:
         return failures
 
     async def _bring_up_one(
-        self, record: ModelRecord, definition: ModelDefinition, source: VersionSource
+        self,
+        record: ModelRecord,
+        definition: ModelDefinition,
+        version: int,
+        artefact: Artefact,
     ) -> None:
-        current = record.versions[source.version]
-        artefact = await asyncio.to_thread(self._store.take_in, source.path)
+        current = record.versions[version]
         unchanged = (
             current.entry.state == State.READY
             and current.digest == artefact.digest
@@ -270,7 +277,9 @@ class Lifecycle:
         )
         if unchanged:
             return
-        order = self._order(definition, source.version, artefact.path)
+        handle = self._next_handle
+        self._next_handle += 1
+        order = load_order(self._config, definition, version, handle, artefact.path)
         async with self._canaries:
             report = await self._canary(order)
         if report.error or report.spec is None:
@@ -279,7 +288,7 @@ class Lifecycle:
             _log.info(
                 "model_note",
                 model=definition.name,
-                version=source.version,
+                version=version,
                 note=note,
             )
         # Files of declared warm-ups may be gone when a worker loads again: the canary
@@ -295,91 +304,21 @@ class Lifecycle:
         )
         serving = current.entry.state == State.READY
         await self.fleet.load(placement, one_by_one=serving)
-        entry = self._entry(definition, order, report.spec, report.slowest_run_ns)
-        record.versions[source.version] = VersionRecord(
+        entry = ready_entry(self._config, definition, order, report)
+        record.versions[version] = VersionRecord(
             entry, placement, artefact.digest, definition.settings
         )
         await self._publish()
         _log.info(
             "version_ready",
             model=definition.name,
-            version=source.version,
+            version=version,
             provider=report.provider,
             max_batch_rows=report.spec.max_batch_rows,
             digest=artefact.digest[:12],
         )
         if current.placement is not None:
             self._let_go(current.placement.order.handle)
-
-    def _order(
-        self, definition: ModelDefinition, version: int, path: Path
-    ) -> LoadOrder:
-        settings, workers = definition.settings, self._config.workers
-        device = workers.device
-        if settings.device_kind == "cpu":
-            device = "cpu"
-        elif settings.device_kind == "gpu" and device != "cuda":
-            raise LoadFailed(
-                "its configuration asks for a GPU (KIND_GPU), and the workers run on "
-                "the CPU; set workers.device to cuda, or KIND_CPU"
-            )
-        handle = self._next_handle
-        self._next_handle += 1
-        return LoadOrder(
-            handle=handle,
-            model=definition.name,
-            version=version,
-            path=str(path),
-            settings=SessionSettings(
-                device=device,
-                device_id=workers.device_ids[0],
-                intra_op_threads=settings.intra_op_threads or intra_op_threads(workers),
-                gpu_memory_bytes=workers.gpu_memory_bytes,
-                cuda_graphs=workers.cuda_graphs,
-            ),
-            max_batch_rows=settings.max_batch_rows,
-            default_max_batch_rows=self._config.batching.max_batch_rows,
-            inputs=settings.inputs,
-            outputs=settings.outputs,
-            warmups=settings.warmups,
-        )
-
-    def _entry(
-        self,
-        definition: ModelDefinition,
-        order: LoadOrder,
-        spec: ModelSpec,
-        slowest_run_ns: int,
-    ) -> VersionEntry:
-        settings = definition.settings
-        config = complete_config(
-            definition.name, settings, definition.declared_config, spec
-        )
-        preferred = [rows for rows in settings.preferred_batch_rows if rows > 0]
-        batching = BatchPolicy(
-            max_rows=spec.max_batch_rows,
-            max_bytes=self._config.batching.max_batch_bytes,
-            max_delay_ns=settings.max_queue_delay_us * 1000,
-            target_rows=min(preferred, default=0),
-            across_requests=settings.batching and spec.max_batch_rows > 0,
-        )
-        queue = QueuePolicy(
-            max_requests=settings.max_queue_requests,
-            priority_levels=settings.priority_levels,
-            default_priority=settings.default_priority,
-            default_timeout_ns=settings.default_timeout_us * 1000,
-            allow_timeout_override=settings.allow_timeout_override,
-        )
-        return VersionEntry(
-            version=order.version,
-            state=State.READY,
-            handle=order.handle,
-            spec=spec,
-            batching=batching,
-            queue=queue,
-            slowest_run_ns=slowest_run_ns,
-            config=base64.b64encode(config.SerializeToString()).decode(),
-        )
 
     # -- down -------------------------------------------------------------------
 
@@ -400,10 +339,19 @@ class Lifecycle:
         async def later() -> None:
             await self.fleet.released(handle)
             await self.fleet.unload(handle)
+            await self._collect_garbage()
 
         task = asyncio.get_running_loop().create_task(later())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def _collect_garbage(self) -> None:
+        """Remove copies that no version is, or is about to be, loaded from."""
+        async with self._store_lock:
+            keep = {digest for digest, uses in self._digests_in_use.items() if uses}
+            for model in self._models.values():
+                keep.update(v.digest for v in model.versions.values())
+            await asyncio.to_thread(self._store.remove_unused, keep)
 
     async def _publish(self) -> None:
         models = {
@@ -416,24 +364,3 @@ class Lifecycle:
             if record.versions or record.reason
         }
         await self.fleet.publish(models, ready=self._ready)
-
-
-def operations(lifecycle: Lifecycle) -> dict[str, Callable[[dict[str, Any]], Any]]:
-    """Return the requests that fronts pass on to the lifecycle."""
-
-    async def load(message: dict[str, Any]) -> dict[str, Any]:
-        files = {
-            name: base64.b64decode(content)
-            for name, content in message["files"].items()
-        }
-        await lifecycle.load(message["model"], message["config"], files)
-        return {}
-
-    async def unload(message: dict[str, Any]) -> dict[str, Any]:
-        await lifecycle.unload(message["model"])
-        return {}
-
-    async def index(_message: dict[str, Any]) -> dict[str, Any]:
-        return {"models": await asyncio.to_thread(lifecycle.index)}
-
-    return {"load": load, "unload": unload, "index": index}

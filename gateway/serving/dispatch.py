@@ -8,7 +8,6 @@ client left. Loop thread only; no tasks, no futures.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -23,12 +22,12 @@ from gateway.errors import (
 )
 from gateway.logs import get_logger
 from gateway.serving.admission import Admission
-from gateway.serving.batching import Batch, BatchWindow, CloseReason
+from gateway.serving.batching import Batch, CloseReason
 from gateway.serving.deadlines import DeadlineWheel
 from gateway.serving.pending import Pending, Phase, RowTensor, Timing
+from gateway.serving.queues import VersionQueue
 from gateway.serving.rows import rows_of_request
 from gateway.serving.statistics import VersionStatistics
-from workers.spec import ModelSpec
 from workers.wire import Failure, Result
 
 _log = get_logger("dispatch")
@@ -47,86 +46,6 @@ class WorkerPort(Protocol):
 
     def send(self, queue: VersionQueue, batch: Batch) -> None:
         """Send a batch; its outcome comes back to the dispatcher once."""
-
-
-class VersionQueue:
-    """All that waits for one load of one version in this front.
-
-    Attributes:
-        model: Model name.
-        entry: The version, as the catalogue had it when the queue was made.
-        statistics: Where its counts go.
-        spec: Its tensors.
-        run_ns: A recent run's duration, smoothed; for deadlines.
-        slowest_run_ns: A slow run's duration, slowly forgotten; for the watchdog.
-        running: Batches at workers.
-    """
-
-    def __init__(
-        self, model: str, entry: VersionEntry, statistics: VersionStatistics
-    ) -> None:
-        assert entry.spec is not None  # ready versions have one
-        self.model = model
-        self.entry = entry
-        self.spec: ModelSpec = entry.spec
-        self.statistics = statistics
-        self.run_ns = entry.slowest_run_ns
-        self.slowest_run_ns = entry.slowest_run_ns
-        self.running = 0
-        self._windows: dict[tuple[object, ...], BatchWindow] = {}
-        self._retries: deque[Batch] = deque()
-
-    def add(self, pending: Pending) -> None:
-        """Let a request wait in the window of its shape."""
-        window = self._windows.get(pending.shape_key)
-        if window is None:
-            levels = max(1, self.entry.queue.priority_levels)
-            window = BatchWindow(self.entry.batching, levels)
-            self._windows[pending.shape_key] = window
-        window.add(pending)
-
-    def retry(self, batch: Batch) -> None:
-        """Put a batch that must run (again) before all that waits."""
-        self._retries.append(batch)
-
-    def abandoned(self, pending: Pending) -> None:
-        """Note that a waiting request was resolved otherwise."""
-        window = self._windows.get(pending.shape_key)
-        if window is not None:
-            window.abandoned(pending)
-            if not len(window):
-                del self._windows[pending.shape_key]
-
-    def empty(self) -> bool:
-        """Return whether nothing waits."""
-        return not self._windows and not self._retries
-
-    def take(self, now_ns: int) -> tuple[Batch | None, int]:
-        """Return the next batch, or ``None`` and when to ask again (0: when fed)."""
-        while self._retries:
-            batch = self._retries.popleft()
-            live = [p for p in batch.requests if p.phase is Phase.REQUEUED]
-            if live:
-                return Batch(live, sum(p.rows for p in live), CloseReason.RETRY), 0
-        wake_ns = 0
-        for key in tuple(self._windows):
-            window = self._windows.pop(key)
-            until = window.wait_until_ns(now_ns, self.run_ns)
-            batch = None if until else window.take(now_ns, self.run_ns)
-            if len(window):
-                self._windows[key] = window  # at the end: shapes take turns
-            if batch is not None:
-                return batch, 0
-            if until and (not wake_ns or until < wake_ns):
-                wake_ns = until
-        return None, wake_ns
-
-    def learn(self, run_ns: int) -> None:
-        """Note how long a run took."""
-        self.run_ns += (run_ns - self.run_ns) // 8
-        self.slowest_run_ns = max(
-            run_ns, self.slowest_run_ns - self.slowest_run_ns // 256
-        )
 
 
 class Dispatcher:

@@ -15,8 +15,9 @@ from gateway.protocol.inference_pb2 import (
 )
 from gateway.rpc import Call, StreamCall
 from gateway.serving.admission import Admission
-from gateway.serving.dispatch import Dispatcher, VersionQueue
+from gateway.serving.dispatch import Dispatcher
 from gateway.serving.pending import Pending, RowTensor
+from gateway.serving.queues import VersionQueue
 from gateway.serving.requests import (
     Parameters,
     check_inputs,

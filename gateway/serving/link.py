@@ -11,7 +11,8 @@ from typing import cast
 from gateway.catalogue import WorkerEntry
 from gateway.logs import get_logger
 from gateway.serving.batching import Batch
-from gateway.serving.dispatch import Dispatcher, VersionQueue
+from gateway.serving.dispatch import Dispatcher
+from gateway.serving.queues import VersionQueue
 from workers import wire
 from workers.arena import CREDITS, Arena
 from workers.wire import Failure, FrameReader, Kind, Run, WireTensor

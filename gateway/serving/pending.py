@@ -20,9 +20,8 @@ class Phase(IntEnum):
 
 
 class RowTensor(NamedTuple):
-    """The rows one request gets of one output: spec index, full shape, raw bytes."""
+    """The rows one request gets of one output: full shape and raw bytes."""
 
-    index: int
     dims: tuple[int, ...]
     data: Buffer
 

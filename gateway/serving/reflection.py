@@ -67,11 +67,6 @@ def _answer(
             found = pool.FindFileByName(request.file_by_filename)
         elif kind == "file_containing_symbol":
             found = pool.FindFileContainingSymbol(request.file_containing_symbol)
-        elif kind == "file_containing_extension":
-            wanted = request.file_containing_extension
-            message = pool.FindMessageTypeByName(wanted.containing_type)
-            extension = pool.FindExtensionByNumber(message, wanted.extension_number)
-            found = extension.file
         else:
             response.error_response.error_code = int(Code.UNIMPLEMENTED)
             response.error_response.error_message = "this question is not answered"

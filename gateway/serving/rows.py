@@ -22,10 +22,10 @@ def rows_of_request(
         batch_rows: Rows of the whole batch.
 
     Returns:
-        One tensor per output; buffers are views of `tensors`.
+        One tensor per output, in spec order; buffers are views of `tensors`.
     """
     if spec.max_batch_rows == 0:
-        return [RowTensor(t.index, t.dims, t.data[0]) for t in tensors]
+        return [RowTensor(t.dims, t.data[0]) for t in tensors]
     rows = []
     for tensor in tensors:
         data = tensor.data[0]
@@ -37,5 +37,5 @@ def rows_of_request(
         else:
             row_bytes = len(data) // batch_rows
             part = data[start * row_bytes : end * row_bytes]
-        rows.append(RowTensor(tensor.index, (end - start, *tensor.dims[1:]), part))
+        rows.append(RowTensor((end - start, *tensor.dims[1:]), part))
     return rows

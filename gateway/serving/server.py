@@ -96,8 +96,10 @@ class ServerService:
     def model_metadata(self, call: Call, message: bytes) -> None:
         """Serve ModelMetadata; shapes lead with -1 where the version batches."""
         request = read(call, pb.ModelMetadataRequest, message)
-        entry = request and self._find(call, request.name, request.version)
-        if not request or entry is None or entry.spec is None:
+        if request is None:
+            return
+        entry = self._find(call, request.name, request.version)
+        if entry is None or entry.spec is None:
             return
         batch = (-1,) if entry.spec.max_batch_rows else ()
         model = self._state.catalogue.models[request.name]
@@ -115,7 +117,9 @@ class ServerService:
     def model_config(self, call: Call, message: bytes) -> None:
         """Serve ModelConfig."""
         request = read(call, pb.ModelConfigRequest, message)
-        entry = request and self._find(call, request.name, request.version)
+        if request is None:
+            return
+        entry = self._find(call, request.name, request.version)
         if entry is None:
             return
         response = pb.ModelConfigResponse()

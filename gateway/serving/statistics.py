@@ -14,8 +14,9 @@ from typing import Any
 
 from gateway.serving.pending import Pending, Timing
 
-DELAY_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05)
-DELAY_BUCKETS_S += (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+DELAY_BUCKETS_S = tuple(
+    mantissa * 10.0**exponent for exponent in range(-4, 1) for mantissa in (1, 2.5, 5)
+)
 """Upper bounds of the queue-delay histogram, in seconds."""
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Upper bounds of the batch-size histogram, in rows."""

@@ -199,11 +199,6 @@ class Fleet:
 
         await asyncio.gather(*(one(front) for front in tuple(self._fronts.values())))
 
-    async def statistics(self, _message: dict[str, Any]) -> dict[str, Any]:
-        """Answer a front's question for the sums over all fronts."""
-        await self.refresh_counters()
-        return {"versions": self.counters.versions()}
-
     # -- workers ----------------------------------------------------------------
 
     def _wants(self, worker: WorkerPeer, placement: Placement) -> bool:

@@ -96,6 +96,7 @@ def test_one_core_is_not_split() -> None:
     assert bench.choose_cores([0]) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_hand_written_server_is_measured_end_to_end() -> None:
     command = [sys.executable, "-m", "loadtest", "bench", "--json", "--runs", "1"]
     command += ["--seconds", "0.5", "--servers", "naive-asyncio", "--builtin"]
