@@ -35,6 +35,14 @@ def demo(
 
 
 @app.command()
+def hop(*, json: Json = False) -> None:
+    """Measure the hop to a worker: socket against shared memory."""
+    from loadtest.hop import measure, report
+
+    report(measure(), as_json=json)
+
+
+@app.command()
 def bench(
     *,
     seconds: Annotated[

@@ -266,7 +266,7 @@ class WorkerLoop:
         self._send(waiting.peer, [frame])
 
 
-ARENA_MIN_BYTES = 1 << 16
+ARENA_MIN_BYTES = 1 << 17
 """Results of at least this many bytes travel through the arena."""
 
 

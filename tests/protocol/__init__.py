@@ -1,0 +1,1 @@
+"""The wire contract, rule by rule, against a real gateway."""
