@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_SECONDS ?= 20
 
-.PHONY: setup demo test conformance adversity bench lint types imports check lock protos clean
+.PHONY: setup demo test adversity bench lint types imports check lock protos clean
 
 setup: $(VENV)/.installed  ## the virtual environment, from the lock file
 
@@ -19,6 +19,9 @@ demo: setup  ## train two models, serve them, score the held-out records
 
 test: setup  ## the whole test suite, short form of the long ones
 	$(BIN)/python -m pytest -q
+
+adversity: setup  ## the fault tests with many repetitions
+	ADVERSITY_REPEAT=20 $(BIN)/python -m pytest -q tests/adversity --timeout 1800
 
 bench: setup  ## req/s per core and latency, beside a hand-written grpc.aio server
 	$(BIN)/python -m loadtest bench

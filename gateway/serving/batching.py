@@ -82,6 +82,12 @@ class BatchWindow:
         """Rows of the requests that still wait."""
         return self._rows
 
+    def full(self) -> bool:
+        """Return whether waiting longer would not make the next batch larger."""
+        if not self._policy.across_requests:
+            return self._live > 0
+        return self._rows >= self._target()
+
     def add(self, pending: Pending) -> None:
         """Let a request wait at the end of its level."""
         self._levels[pending.level].append(pending)
@@ -109,9 +115,7 @@ class BatchWindow:
                 would pass while waiting.
         """
         policy = self._policy
-        if policy.max_delay_ns == 0 or self._rows >= self._target():
-            return 0
-        if not policy.across_requests:
+        if policy.max_delay_ns == 0 or self.full():
             return 0
         until = min(self._leave_by_ns(p, run_ns) for p in self._waiting())
         return until if until > now_ns else 0

@@ -28,6 +28,7 @@ from gateway.serving.pending import Pending, Phase, RowTensor, Timing
 from gateway.serving.queues import VersionQueue
 from gateway.serving.rows import rows_of_request
 from gateway.serving.statistics import VersionStatistics
+from workers.arena import CREDITS
 from workers.wire import Failure, Result
 
 _log = get_logger("dispatch")
@@ -216,8 +217,8 @@ class Dispatcher:
             progress = False
             for handle, queue in tuple(self._active.items()):
                 port = self._free_port(handle)
-                if port is None:
-                    continue
+                if port is None or (port.credits < CREDITS and not queue.full()):
+                    continue  # a busy worker prefetches full batches only
                 batch, until = queue.take(now)
                 if until and (not wake_ns or until < wake_ns):
                     wake_ns = until

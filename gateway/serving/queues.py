@@ -63,6 +63,12 @@ class VersionQueue:
         """Return whether nothing waits."""
         return not self._windows and not self._retries
 
+    def full(self) -> bool:
+        """Return whether a batch waits that waiting longer would not make larger."""
+        if self._retries:
+            return True
+        return any(window.full() for window in self._windows.values())
+
     def take(self, now_ns: int) -> tuple[Batch | None, int]:
         """Return the next batch, or ``None`` and when to ask again (0: when fed)."""
         while self._retries:

@@ -1,0 +1,1 @@
+"""Faults injected into real gateways under load; see docs: reliability, table F."""
