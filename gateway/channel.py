@@ -117,7 +117,7 @@ class Channel(asyncio.Protocol):
             if not id_:
                 return
             if isinstance(result, GatewayError):
-                body = {"kind": type(result).__name__, "message": result.message}
+                body = {"kind": _kind(result), "message": result.message}
                 self._write(Kind.CONTROL, id_, body, wire.REPLY_ERROR)
             else:
                 self._write(Kind.CONTROL, id_, result, wire.REPLY)
@@ -130,6 +130,15 @@ class Channel(asyncio.Protocol):
         if self._transport is not None:
             body = json.dumps(message).encode()
             self._transport.write(wire.encode_frame(kind, id_, body, flags))
+
+
+def _kind(error: GatewayError) -> str:
+    """Name the nearest class of `gateway.errors`, which the other end knows."""
+    return next(
+        kind.__name__
+        for kind in type(error).__mro__
+        if kind.__module__ == errors.__name__
+    )
 
 
 def _error(message: dict[str, Any]) -> GatewayError:

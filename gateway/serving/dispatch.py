@@ -186,6 +186,8 @@ class Dispatcher:
     def _expire(self) -> None:
         now = self._now()
         for pending in self._wheel.expire(now):
+            if pending.phase is Phase.DONE:
+                continue  # cancelled just now: its stream ended with another's error
             queue = self._queues[pending.handle]
             if pending.deadline_ns <= now:
                 queue.statistics.dropped_rows["expired"] += pending.rows
@@ -304,7 +306,7 @@ class Dispatcher:
         live = [p for p in batch.requests if p.phase is Phase.RUNNING]
         if failure is Failure.UNKNOWN_HANDLE:
             self._again(queue, batch, live)
-        elif len(live) > 1:
+        elif len(batch.requests) > 1:  # even if one is left: another may be to blame
             for part in Batch(live, 0, batch.reason).split():
                 self._again(queue, part, part.requests, counts=False)
         elif live:
@@ -336,6 +338,8 @@ class Dispatcher:
     ) -> None:
         again = []
         for pending in live:
+            if pending.phase is not Phase.RUNNING:
+                continue  # cancelled just now: its stream ended with another's error
             pending.attempts += counts
             if pending.attempts >= self._max_attempts:
                 text = f"the workers running '{queue.model}' died; retry"

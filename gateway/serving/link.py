@@ -187,17 +187,19 @@ class WorkerLink(asyncio.Protocol):
             self._progress_ns = self._now()
             self._dispatcher.port_changed()
         else:
-            item = self._outstanding.pop(frame.id, None)
+            item = self._outstanding.get(frame.id)
             if item is None:
                 raise wire.WireError(f"an answer to batch {frame.id}, which is not out")
             self._progress_ns = self._now()
             if frame.kind == Kind.RESULT:
                 arena = self._arena.responses[item.slot] if self._arena else None
                 result = wire.decode_result(frame, arena)
+                del self._outstanding[frame.id]  # once read: a broken answer is a loss
                 self._dispatcher.batch_done(item.queue, item.batch, result)
             else:
                 reason = bytes(frame.body).decode(errors="replace")
-                failure = Failure(frame.flags)
+                failure = _failure(frame.flags)
+                del self._outstanding[frame.id]
                 self._dispatcher.batch_failed(item.queue, item.batch, failure, reason)
             self._slots.append(item.slot)
 
@@ -232,6 +234,13 @@ class WorkerLink(asyncio.Protocol):
         if self._paused:
             self._progress_ns = self._now()
         self._watch()
+
+
+def _failure(code: int) -> Failure:
+    try:
+        return Failure(code)
+    except ValueError:
+        raise wire.WireError(f"a failure of unknown kind {code}") from None
 
 
 def _tensors(queue: VersionQueue, batch: Batch) -> list[WireTensor]:

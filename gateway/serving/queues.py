@@ -60,7 +60,9 @@ class VersionQueue:
                 del self._windows[pending.shape_key]
 
     def empty(self) -> bool:
-        """Return whether nothing waits."""
+        """Return whether nothing waits; retries whose requests are all done are let go."""
+        while self._retries and not _any_waits(self._retries[0]):
+            self._retries.popleft()
         return not self._windows and not self._retries
 
     def full(self) -> bool:
@@ -95,3 +97,7 @@ class VersionQueue:
         self.slowest_run_ns = max(
             run_ns, self.slowest_run_ns - self.slowest_run_ns // 256
         )
+
+
+def _any_waits(batch: Batch) -> bool:
+    return any(pending.phase is Phase.REQUEUED for pending in batch.requests)

@@ -24,7 +24,7 @@ def next_backoff_s(
 ) -> float:
     """Return the pause before the next start: doubling, bounded, forgiven by calm."""
     if previous_s == 0 or lived_s >= _QUIET_S:
-        return first_s
+        return min(first_s, most_s)
     return min(previous_s * 2, most_s)
 
 

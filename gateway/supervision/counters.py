@@ -8,11 +8,16 @@ from gateway.serving.statistics import add_up
 
 
 class Counters:
-    """The last counters of each front, and the sum of those that are gone."""
+    """The last counters of each front, and the sum of those that are gone.
+
+    One thread writes, any may read: what is read is replaced in one step, so that
+    no scrape sees a front in neither place, or in both.
+    """
 
     def __init__(self) -> None:
-        self._gone: dict[str, Any] = {"versions": {}, "rejected": {}}
-        self._last: dict[int, dict[str, Any]] = {}
+        gone: dict[str, Any] = {"versions": {}, "rejected": {}}
+        last: dict[int, dict[str, Any]] = {}
+        self._counts = gone, last
         self._gauges: dict[int, dict[str, Any]] = {}
 
     def report(self, front: int, snapshot: dict[str, Any]) -> None:
@@ -21,15 +26,18 @@ class Counters:
             f"{version}\0{model}": counts
             for model, version, counts in snapshot["versions"]
         }
-        self._last[front] = {"versions": versions, "rejected": snapshot["rejected"]}
-        self._gauges[front] = snapshot["gauges"]
+        counts = {"versions": versions, "rejected": snapshot["rejected"]}
+        gone, last = self._counts
+        self._counts = gone, {**last, front: counts}
+        self._gauges = {**self._gauges, front: snapshot["gauges"]}
 
     def retire(self, front: int) -> None:
         """Keep the counts of a front that is gone."""
-        last = self._last.pop(front, None)
-        self._gauges.pop(front, None)
-        if last is not None:
-            self._gone = add_up(self._gone, last)
+        gone, last = self._counts
+        if front in last:
+            others = {pid: counts for pid, counts in last.items() if pid != front}
+            self._counts = add_up(gone, last[front]), others
+            self._gauges = {p: g for p, g in self._gauges.items() if p != front}
 
     def versions(self) -> list[tuple[str, int, dict[str, Any]]]:
         """Return model, version and summed counts of everything ever served."""
@@ -53,7 +61,7 @@ class Counters:
         return total
 
     def _totals(self) -> dict[str, Any]:
-        total = self._gone
-        for last in self._last.values():
-            total = add_up(total, last)
+        total, last = self._counts
+        for counts in last.values():
+            total = add_up(total, counts)
         return total

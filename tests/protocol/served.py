@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
+from prometheus_client.parser import text_string_to_metric_families
 
 from featurizer.datatypes import DATATYPES
 from featurizer.encode import decode_array, encode_array
 from gateway.protocol import inference_pb2 as pb
 from tests import onnx_models
+from tests.gateway_process import SERVICE, GatewayProcess
 
+MAX_MESSAGE_BYTES = 32 << 20
+"""Limit of the gateway under test."""
 LIMITED = """
 max_batch_size: 4
 input [ { name: "x" data_type: TYPE_FP32 dims: [ 2 ] } ]
@@ -164,3 +170,29 @@ def sample(datatype: str, shape: tuple[int, ...], seed: int = 7) -> NDArray[Any]
         return random.standard_normal(shape).astype(dtype)
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     return random.integers(low, high, shape, dtype=dtype, endpoint=True)
+
+
+def metric(running: GatewayProcess, name: str, **labels: str) -> float:
+    """Return the sum of a metric's samples that carry `labels`; 0 where none do."""
+    with urlopen(running.metrics_url, timeout=10) as response:
+        text = response.read().decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def unary(running: GatewayProcess, method: str) -> Any:
+    """Return ModelInfer or another method as bytes in, bytes out."""
+    return running.channel.unary_unary(SERVICE + method)
+
+
+def failure(call: Any) -> tuple[grpc.StatusCode, str]:
+    """Return status and details that `call` fails with."""
+    try:
+        response = call()
+    except grpc.RpcError as error:
+        return error.code(), error.details() or ""
+    raise AssertionError(f"succeeded: {response}")
