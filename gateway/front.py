@@ -112,6 +112,7 @@ class Front:
         _log.info("draining", front=self._index)
         self.state.drain()
         await asyncio.sleep(drain.pre_drain_ms / 1000)
+        self.state.close()
         self.infer.drain_streams()
         await self._listener.stop(drain.timeout_s)
 

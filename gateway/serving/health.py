@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from grpc_health.v1 import health_pb2 as pb
 
-from gateway.errors import InvalidRequest, UnknownModel
+from gateway.errors import Draining, InvalidRequest, UnknownModel
 from gateway.rpc import Call, StreamCall
 from gateway.serving.server import read
 from gateway.serving.state import FrontState
@@ -73,14 +73,17 @@ class HealthWatch:
 
     def on_cancel(self) -> None:
         """Stop watching."""
-        if self._service is not None:
-            self._state.unwatch(self._changed)
+        self._state.unwatch(self._changed)
 
     def on_sent(self, queued: int) -> None:
         """Nothing to hold back: a status is sent only when it changed."""
 
     def _changed(self) -> None:
         assert self._service is not None
+        if self._state.closing:
+            self._state.unwatch(self._changed)
+            self._stream.finish(Draining("this server is going away"))
+            return
         status = status_of(self._state, self._service)
         if status != self._sent:
             self._sent = status

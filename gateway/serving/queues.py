@@ -60,7 +60,7 @@ class VersionQueue:
                 del self._windows[pending.shape_key]
 
     def empty(self) -> bool:
-        """Return whether nothing waits; retries whose requests are all done are let go."""
+        """Return whether nothing waits; lets go of retries that nobody waits for."""
         while self._retries and not _any_waits(self._retries[0]):
             self._retries.popleft()
         return not self._windows and not self._retries

@@ -12,21 +12,23 @@ class FrontState:
 
     Attributes:
         catalogue: The snapshot in force.
-        draining: This process is going away.
+        draining: This process is going away: new work should go elsewhere.
+        closing: It is about to: streams that never end by themselves must.
     """
 
     def __init__(self) -> None:
         self.catalogue = Catalogue()
         self.draining = False
-        self._watchers: list[Callable[[], None]] = []
+        self.closing = False
+        self._watchers: dict[Callable[[], None], None] = {}
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed` after every change of the state."""
-        self._watchers.append(changed)
+        self._watchers[changed] = None
 
     def unwatch(self, changed: Callable[[], None]) -> None:
-        """Stop calling `changed`."""
-        self._watchers.remove(changed)
+        """Stop calling `changed`, if it ever was."""
+        self._watchers.pop(changed, None)
 
     def swap(self, catalogue: Catalogue) -> None:
         """Put a catalogue in force, in one step."""
@@ -36,6 +38,11 @@ class FrontState:
     def drain(self) -> None:
         """Say to everyone who asks that this process is going away."""
         self.draining = True
+        self._tell()
+
+    def close(self) -> None:
+        """Tell streams that would outlast the drain to end."""
+        self.closing = True
         self._tell()
 
     def server_ready(self) -> bool:

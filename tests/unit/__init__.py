@@ -1,0 +1,1 @@
+"""Pure modules, by property; no process, no model, no sleep."""
