@@ -230,6 +230,7 @@ class Front:
 
     def _link_lost(self, link: WorkerLink) -> None:
         self._links.pop(link.worker.pid, None)
+        self.dispatcher.retain(self.state.catalogue)  # it may have been the last one
 
     def _link_hangs(self, link: WorkerLink) -> None:
         self._channel.tell(

@@ -50,9 +50,13 @@ class GatewayProcess:
     """A running ``baton serve``: its ports, its processes, and a sync client."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], config: dict[str, Any], log: Path
+        self,
+        spawn: Callable[[], subprocess.Popen[bytes]],
+        config: dict[str, Any],
+        log: Path,
     ) -> None:
-        self.process = process
+        self._spawn = spawn
+        self.process = spawn()
         self.config = config
         self.log = log
         self.port: int = config["grpc"]["port"]
@@ -128,9 +132,31 @@ class GatewayProcess:
     def stop(self, timeout_s: float = 40.0) -> int:
         """Send SIGTERM to the supervisor and return the exit code."""
         self.channel.close()
+        return self.terminate(timeout_s)
+
+    def terminate(self, timeout_s: float = 40.0) -> int:
+        """Send SIGTERM to the supervisor and return the exit code; see `restart`."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
+
+    def restart(self) -> None:
+        """Start it again where it was, after it has ended; return when it is ready."""
+        assert self.process.poll() is not None
+        self.process = self._spawn()
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until ServerReady says so.
+
+        Raises:
+            AssertionError: It ended or was not ready in time; with its log.
+        """
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while not self.ready():
+            assert self.process.poll() is None, self.log_text()
+            assert time.monotonic() < give_up, self.log_text()
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -158,22 +184,22 @@ def gateway(repository: Path, **settings: Any) -> Iterator[GatewayProcess]:
         path = Path(folder) / "baton.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML
         log = Path(folder) / "log"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", str(path)],
-                stderr=stderr,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        running = GatewayProcess(process, config, log)
+
+        def spawn() -> subprocess.Popen[bytes]:
+            with log.open("ab") as stderr:
+                return subprocess.Popen(
+                    [sys.executable, "-m", "gateway", "serve", str(path)],
+                    stderr=stderr,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                )
+
+        running = GatewayProcess(spawn, config, log)
         try:
-            give_up = time.monotonic() + START_TIMEOUT_S
-            while not running.ready():
-                assert process.poll() is None, running.log_text()
-                assert time.monotonic() < give_up, running.log_text()
-                time.sleep(0.05)
+            running.wait_until_ready()
             yield running
         finally:
             running.channel.close()
+            process = running.process
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:

@@ -166,27 +166,39 @@ class Lifecycle:
         Raises:
             GatewayError: Any version could not be loaded; the message says why.
         """
-        record = self._models.setdefault(name, ModelRecord())
-        async with record.lock:
-            try:
-                with tempfile.TemporaryDirectory(prefix="baton-load-") as folder:
-                    definition = await asyncio.to_thread(
-                        self._read, name, config_json, files, Path(folder)
-                    )
-                    failures = await self._bring_up(record, definition)
-            except GatewayError as error:
-                if not record.versions:
-                    record.reason = error.message
-                    await self._publish()
-                raise
-            record.reason = ""
-            if not failures:
-                chosen = {source.version for source in definition.versions}
-                await self._retire(
-                    record, [v for v in record.versions if v not in chosen]
+        while True:
+            record = self._models.setdefault(name, ModelRecord())
+            async with record.lock:
+                if self._models.get(name) is record:
+                    await self._load(record, name, config_json, files)
+                    return
+            # While this load waited, one that failed has forgotten the model.
+
+    async def _load(
+        self,
+        record: ModelRecord,
+        name: str,
+        config_json: str | None,
+        files: dict[str, bytes] | None,
+    ) -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="baton-load-") as folder:
+                definition = await asyncio.to_thread(
+                    self._read, name, config_json, files, Path(folder)
                 )
+                failures = await self._bring_up(record, definition)
+        except GatewayError as error:
+            if not record.versions:
+                record.reason = error.message
+                if self._ready and name not in self._repository.names():
+                    del self._models[name]  # made-up names must not pile up
+                await self._publish()
+            raise
+        record.reason = ""
         if failures:
             raise LoadFailed("; ".join(failures))
+        chosen = {source.version for source in definition.versions}
+        await self._retire(record, [v for v in record.versions if v not in chosen])
 
     async def unload(self, name: str) -> None:
         """Take a model out of service; what it has in flight is answered.

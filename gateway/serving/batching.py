@@ -117,7 +117,7 @@ class BatchWindow:
         policy = self._policy
         if policy.max_delay_ns == 0 or self.full():
             return 0
-        until = min(self._leave_by_ns(p, run_ns) for p in self._waiting())
+        until = min(self._leave_by_ns(p, run_ns) for p in self.waiting())
         return until if until > now_ns else 0
 
     def take(self, now_ns: int, run_ns: int) -> Batch | None:
@@ -162,7 +162,7 @@ class BatchWindow:
             return CloseReason.FULL
         if self._policy.max_delay_ns == 0:
             return CloseReason.WORKER_FREE
-        for pending in self._waiting():
+        for pending in self.waiting():
             if self._leave_by_ns(pending, run_ns) <= now_ns:
                 waited = now_ns - pending.admitted_ns >= self._policy.max_delay_ns
                 return CloseReason.DELAY if waited else CloseReason.DEADLINE
@@ -174,8 +174,8 @@ class BatchWindow:
             pending.deadline_ns - run_ns,
         )
 
-    def _waiting(self) -> Iterator[Pending]:
-        """Yield what still waits; fewer than the target, where it is asked."""
+    def waiting(self) -> Iterator[Pending]:
+        """Yield what still waits, in order."""
         for level in self._levels:
             for pending in level:
                 if pending.phase is Phase.QUEUED:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from gateway.catalogue import Catalogue, VersionEntry
+from gateway.catalogue import Catalogue, State, VersionEntry
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -110,8 +110,18 @@ class Dispatcher:
         return queue
 
     def retain(self, catalogue: Catalogue) -> list[int]:
-        """Drop idle queues of loads that are gone; return those still busy."""
+        """Drop idle queues of loads that are gone; return those still busy.
+
+        What waits for a load that no worker has any more moves to the load that
+        took its place, or fails where there is none like it.
+        """
         kept = catalogue.handles()
+        held = {h for worker in catalogue.workers for h in worker.handles}
+        held.update(h for port in self.ports for h in port.handles)
+        for handle, queue in tuple(self._queues.items()):
+            if handle not in kept and handle not in held and not queue.empty():
+                self._move(queue, catalogue)
+                self._if_idle(queue)
         busy = []
         for handle in tuple(self._queues):
             if handle in kept:
@@ -121,6 +131,28 @@ class Dispatcher:
             else:
                 busy.append(handle)
         return busy
+
+    def _move(self, queue: VersionQueue, catalogue: Catalogue) -> None:
+        """Let what waits in a queue wait in that of its version's present load."""
+        model = catalogue.models.get(queue.model)
+        entry = model.versions.get(queue.entry.version) if model else None
+        same = entry is not None and entry.state == State.READY
+        for pending in queue.take_all():
+            if pending.phase is Phase.DONE:
+                continue  # cancelled just now: its stream ended with another's error
+            if entry is None or not same or entry.spec != queue.spec:
+                pending.phase = Phase.REQUEUED  # it is in no window
+                text = f"the workers that had '{queue.model}' died; retry"
+                error = WorkerLost(text, pushback_ms=self._pushback_ms)
+                self._fail(queue, pending, error)
+                continue
+            successor = self.queue_for(queue.model, entry)
+            pending.handle = entry.handle
+            pending.level = min(pending.level, successor.levels - 1)
+            pending.phase = Phase.QUEUED
+            successor.add(pending)
+            self._active[entry.handle] = successor
+        self._pump_soon()
 
     def slowest_run_ns(self) -> int:
         """Return the slowest recent run over all versions, for the watchdog."""

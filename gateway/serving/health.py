@@ -5,6 +5,7 @@ Source: grpc/grpc, doc/health-checking.md.
 
 from __future__ import annotations
 
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2 as pb
 
 from gateway.errors import Draining, InvalidRequest, UnknownModel
@@ -61,7 +62,7 @@ class HealthWatch:
             return
         try:
             self._service = pb.HealthCheckRequest.FromString(message).service
-        except ValueError:
+        except DecodeError:
             error = InvalidRequest("the message is not a valid HealthCheckRequest")
             self._stream.finish(error)
             return

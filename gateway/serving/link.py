@@ -19,6 +19,8 @@ from workers.wire import Failure, FrameReader, Kind, Run, WireTensor
 
 _log = get_logger("link")
 
+_SECOND_LOOK_S = 0.01
+"""Between the watchdog's first suspicion and its verdict."""
 _JOIN_BYTES = 1 << 16
 """Frames up to this size are joined into one write; larger ones are not copied."""
 
@@ -84,6 +86,7 @@ class WorkerLink(asyncio.Protocol):
         self._next_id = 1
         self._paused = False
         self._progress_ns = 0
+        self._suspected_ns = 0
         self._watchdog: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._arena: Arena | None = None
@@ -223,10 +226,20 @@ class WorkerLink(asyncio.Protocol):
         self._watchdog = loop.call_at(due, self._check)
 
     def _check(self) -> None:
+        """Judge the worker, unless this process was itself held up.
+
+        Timers that are due run before sockets are read: an overdue first look says
+        nothing until what may lie in the socket has been read, so look twice.
+        """
         self._watchdog = None
         if not self._outstanding:
             return
         if not self._paused and self._now() - self._progress_ns >= self._limit_ns():
+            if self._suspected_ns != self._progress_ns:
+                self._suspected_ns = self._progress_ns
+                loop = asyncio.get_running_loop()
+                self._watchdog = loop.call_later(_SECOND_LOOK_S, self._check)
+                return
             _log.error("worker_hangs", worker=self.worker.index, pid=self.worker.pid)
             self._on_hang(self)
             self.close()

@@ -38,12 +38,16 @@ class VersionQueue:
         self._windows: dict[tuple[object, ...], BatchWindow] = {}
         self._retries: deque[Batch] = deque()
 
+    @property
+    def levels(self) -> int:
+        """Number of priority levels, at least 1."""
+        return max(1, self.entry.queue.priority_levels)
+
     def add(self, pending: Pending) -> None:
         """Let a request wait in the window of its shape."""
         window = self._windows.get(pending.shape_key)
         if window is None:
-            levels = max(1, self.entry.queue.priority_levels)
-            window = BatchWindow(self.entry.batching, levels)
+            window = BatchWindow(self.entry.batching, self.levels)
             self._windows[pending.shape_key] = window
         window.add(pending)
 
@@ -90,6 +94,20 @@ class VersionQueue:
             if until and (not wake_ns or until < wake_ns):
                 wake_ns = until
         return None, wake_ns
+
+    def take_all(self) -> list[Pending]:
+        """Take everything that waits, retries first; the queue is empty then."""
+        taken = [
+            pending
+            for batch in self._retries
+            for pending in batch.requests
+            if pending.phase is Phase.REQUEUED
+        ]
+        for window in self._windows.values():
+            taken.extend(window.waiting())
+        self._retries.clear()
+        self._windows.clear()
+        return taken
 
     def learn(self, run_ns: int) -> None:
         """Note how long a run took."""

@@ -9,11 +9,12 @@ from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from gateway.catalogue import VersionEntry
+from gateway.catalogue import State, VersionEntry
 from gateway.errors import GatewayError, InvalidRequest, NotReady, Unsupported
 from gateway.protocol import inference_pb2 as pb
 from gateway.rpc import Call
 from gateway.serving.state import FrontState
+from gateway.serving.statistics import VersionStatistics
 from gateway.serving.totals import statistics_message
 from workers.spec import TensorSpec
 
@@ -149,9 +150,19 @@ class ServerService:
 
         def answer(totals: dict[str, Any]) -> None:
             response = pb.ModelStatisticsResponse()
-            for name, version, counts in totals["versions"]:
-                if request.name in ("", name) and request.version in ("", str(version)):
-                    message = statistics_message(name, version, counts)
+            serving = {
+                (model.name, number)
+                for model in self._state.catalogue.models.values()
+                for number, entry in model.versions.items()
+                if entry.state == State.READY
+            }
+            counted = {(name, number): c for name, number, c in totals["versions"]}
+            # What serves has a row before its first request: clients take differences.
+            zero = VersionStatistics().snapshot()
+            for name, number in sorted(serving | counted.keys()):
+                if request.name in ("", name) and request.version in ("", str(number)):
+                    counts = counted.get((name, number), zero)
+                    message = statistics_message(name, number, counts)
                     response.model_stats.append(message)
             call.reply(response.SerializeToString())
 

@@ -34,23 +34,39 @@ Operation = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 @dataclass(eq=False)
 class FrontPeer:
-    """One connected front: loads it still uses although the catalogue dropped them."""
+    """One connected front.
+
+    Attributes:
+        busy: Loads it still uses although the catalogue dropped them.
+        released: Loads it has let go of since, and that are not freed yet.
+    """
 
     channel: Channel
     index: int
     pid: int
     busy: set[int] = field(default_factory=set)
+    released: set[int] = field(default_factory=set)
 
 
 @dataclass(eq=False)
 class WorkerPeer:
-    """One connected worker: what it has loaded, and whether fronts may use it."""
+    """One connected worker: what it has loaded, and whether fronts may use it.
+
+    Attributes:
+        handles: Loads it has ready.
+        ordered: Loads asked of it and still wanted, not yet reported.
+        failed: Loads it could not make; not asked again.
+        serving: Fronts know of it.
+        reconciling: Its missing loads are being made.
+        loading: Held while it loads: one at a time.
+    """
 
     channel: Channel
     index: int
     pid: int
     path: str
     handles: set[int] = field(default_factory=set)
+    ordered: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
     serving: bool = False
     reconciling: bool = False
@@ -142,10 +158,14 @@ class Fleet:
     async def unload(self, handle: int) -> None:
         """Free a load in every worker that has it."""
         for worker in tuple(self._workers.values()):
+            worker.ordered.discard(handle)
             if handle in worker.handles:
                 worker.handles.discard(handle)
-                with contextlib.suppress(GatewayError):  # gone, with its memory
-                    await worker.channel.ask({"op": "unload", "handle": handle})
+                await self._unload(worker, handle)
+
+    async def _unload(self, worker: WorkerPeer, handle: int) -> None:
+        with contextlib.suppress(GatewayError):  # gone, with its memory
+            await worker.channel.ask({"op": "unload", "handle": handle})
 
     async def publish(self, models: dict[str, ModelEntry], *, ready: bool) -> None:
         """Put a new catalogue in force in every front, and wait until it is."""
@@ -161,6 +181,8 @@ class Fleet:
         while any(handle in front.busy for front in self._fronts.values()):
             self._released.clear()
             await self._released.wait()
+        for front in self._fronts.values():
+            front.released.discard(handle)
 
     # -- fronts -----------------------------------------------------------------
 
@@ -183,7 +205,10 @@ class Fleet:
             answer = await front.channel.ask(message)
         except GatewayError:
             return  # the front is gone
-        front.busy = set(answer["busy"])
+        # Releases are handled as they arrive, this only when the task wakes up: one
+        # that came in the same read must not be forgotten.
+        front.busy = set(answer["busy"]) - front.released
+        self._released.set()
 
     async def refresh_counters(self) -> None:
         """Ask every front for its counters; a silent one keeps its last report."""
@@ -215,6 +240,7 @@ class Fleet:
 
     async def _load(self, worker: WorkerPeer, placement: Placement) -> LoadReport:
         order = self._order_for(worker, placement.order)
+        worker.ordered.add(order.handle)
         async with worker.loading:
             message = {"op": "load", "order": LOAD_ORDER.dump_python(order)}
             question = worker.channel.ask(message)
@@ -229,8 +255,13 @@ class Fleet:
                 reason = "the worker died while it loaded the model"
                 return LoadReport(order.handle, error=reason)
             report = LOAD_REPORT.validate_python(answer)
-            if not report.error:
+            if report.error:
+                worker.ordered.discard(order.handle)
+            elif order.handle in worker.ordered:
+                worker.ordered.discard(order.handle)
                 worker.handles.add(order.handle)
+            else:  # a worker that came back loaded it while it was replaced
+                await self._unload(worker, order.handle)
             return report
 
     async def _reconcile(self, worker: WorkerPeer) -> None:
@@ -276,6 +307,7 @@ class Fleet:
                 self.counters.report(front.pid, message)
             case "released":
                 self._fronts[channel].busy.discard(message["handle"])
+                self._fronts[channel].released.add(message["handle"])
                 self._released.set()
             case "listening":
                 self.listening[self._fronts[channel].index] = message["address"]

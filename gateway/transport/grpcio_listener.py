@@ -21,8 +21,9 @@ from gateway.rpc import Methods, StreamCall, StreamHandler
 
 _log = get_logger("transport")
 
-_MAX_DETAILS = 1024
-"""Longest error message sent: trailers share the peer's header limit."""
+_MAX_DETAILS_BYTES = 1024
+"""Longest error message sent, in UTF-8: trailers share the peer's header limit
+(8 KiB), and gRPC percent-encodes what is not ASCII, three bytes for one."""
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 
 
@@ -67,8 +68,9 @@ async def _abort(context: _Context, error: GatewayError) -> None:
     trailers: tuple[tuple[str, str], ...] = ()
     if error.pushback_ms is not None:
         trailers = (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
+    details = error.message.encode(errors="replace")[:_MAX_DETAILS_BYTES]
     await context.abort(
-        _STATUS[int(error.code)], error.message[:_MAX_DETAILS], trailers
+        _STATUS[int(error.code)], details.decode(errors="ignore"), trailers
     )
 
 

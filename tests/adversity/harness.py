@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
+import socket
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -202,6 +204,10 @@ class Load:
                 self.wrong.append(response.id)
         self.outcomes.append(Outcome(code, details, started, time.monotonic()))
 
+    def stop(self) -> None:
+        """Ask for no more; what is in flight is still awaited at the end."""
+        self._stopping.set()
+
     def codes(self) -> Counter[str]:
         """Return how many requests ended with each status."""
         return Counter(outcome.code.name for outcome in self.outcomes)
@@ -263,6 +269,24 @@ class Canary:
                 late -= self.slack_s(outcome.started_s, outcome.ended_s)
             worst = max(worst, late)
         return worst
+
+
+def quiet_port(rng: random.Random, number: int = 1) -> int:
+    """Return the first of `number` free TCP ports that no client is given by chance.
+
+    A gateway that is started again needs its port back; below Linux's ephemeral
+    range no outgoing connection can have taken it.
+    """
+    while True:
+        first = rng.randrange(20_000, 32_000)
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + number):
+                    sock = stack.enter_context(socket.socket())
+                    sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
 
 
 # -- waiting and looking ----------------------------------------------------------
@@ -371,14 +395,3 @@ async def _admin(
     except grpc.RpcError as error:
         return error.code(), error.details()
     return grpc.StatusCode.OK, ""
-
-
-def report(capsys_print: Callable[[str], None], **figures: object) -> None:
-    """Show figures of a run: ``pytest -s`` and the nightly log have them."""
-    capsys_print(" ".join(f"{name}={value}" for name, value in figures.items()))
-
-
-def rngs(seed: int) -> Iterator[random.Random]:
-    """Yield generators, each with its own seed derived from one."""
-    for position in count():
-        yield random.Random(f"{seed}/{position}")

@@ -16,7 +16,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]
     repository = tmp_path_factory.mktemp("protocol-models")
     write_repository(repository)
     with gateway(
-        repository, grpc={"max_message_bytes": MAX_MESSAGE_BYTES}
+        repository,
+        grpc={"max_message_bytes": MAX_MESSAGE_BYTES},
+        workers={"hang_timeout_ms": 60_000},
     ) as running:
         yield running
         assert metric(running, "baton_process_deaths_total") == 0, running.log_text()

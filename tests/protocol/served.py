@@ -184,6 +184,12 @@ def metric(running: GatewayProcess, name: str, **labels: str) -> float:
     )
 
 
+def in_flight(running: GatewayProcess, model: str) -> float:
+    """Return the requests of a model in flight now, not a second ago."""
+    running.statistics(model)  # makes every front report
+    return metric(running, "baton_inflight_requests", model=model)
+
+
 def unary(running: GatewayProcess, method: str) -> Any:
     """Return ModelInfer or another method as bytes in, bytes out."""
     return running.channel.unary_unary(SERVICE + method)
