@@ -12,6 +12,7 @@ import resource
 import sys
 import traceback
 
+from workers.process import die_with_parent
 from workers.spec import (
     LOAD_ORDER,
     LOAD_REPORT,
@@ -58,8 +59,10 @@ def main() -> None:
     """Answer the order on standard input; nothing but the report goes to stdout.
 
     With ``--device N``, check a GPU instead: the reason against it goes to stdout,
-    and the exit code is 1.
+    and the exit code is 1. With ``--parent PID``, do not outlive that process.
     """
+    if sys.argv[1:2] == ["--parent"]:
+        die_with_parent(int(sys.argv[2]))
     if sys.argv[1:2] == ["--device"]:
         reason = check_device(int(sys.argv[2]))
         sys.stdout.write(reason)

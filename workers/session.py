@@ -68,7 +68,7 @@ def open_version(order: LoadOrder) -> LoadedVersion:
 class LoadedVersion:
     """A version ready to run.
 
-    Not thread-safe, except for `abort`.
+    Not thread-safe.
 
     Args:
         session: The ``InferenceSession``; shared between the versions of a probe.
@@ -157,17 +157,6 @@ class LoadedVersion:
             ]
         return outputs
 
-    def abort(self) -> None:
-        """End the run in progress, if there is one, at its next node.
-
-        Best effort: one long node is not interrupted; killing the process is the
-        backstop. Any thread. Passing options for it costs nothing: a run with ones
-        kept is faster than one with ``None`` (3.4 and 4.1 us).
-        """
-        self._options.terminate = True
-        for bucket in tuple(self._buckets.values()):
-            bucket.options.terminate = True
-
     def close(self) -> None:
         """Free the version's memory; nothing may be called after it."""
         self._buckets.clear()
@@ -186,7 +175,6 @@ class LoadedVersion:
         if self._binds:
             return self._bucket(rows).run(arrays)
         options = self._options
-        options.terminate = False
         if self._plain:
             feed = dict(zip(self._input_names, arrays, strict=True))
         else:
@@ -273,7 +261,7 @@ class BoundBucket:
         device: tuple[str, int],
         options: ort.RunOptions,
     ) -> None:
-        self.options = options
+        self._options = options
         self._run_session = session.run_with_iobinding
         self._binding = session.io_binding()
         self._shapes = [model_shape(tensor, leading) for tensor in spec.inputs]
@@ -287,13 +275,12 @@ class BoundBucket:
 
     def run(self, arrays: Sequence[Array | None]) -> list[Array]:
         """Run `arrays`, one per input and of this batch size exactly."""
-        self.options.terminate = False
         for value, array, shape, dtype in zip(
             self._inputs, arrays, self._shapes, self._dtypes, strict=True
         ):
             assert array is not None, "a bindable version has no optional inputs"
             value.update_inplace(np.ascontiguousarray(array.reshape(shape), dtype))
-        self._run_session(self._binding, self.options)
+        self._run_session(self._binding, self._options)
         return [value.numpy() for value in self._outputs]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -19,6 +20,8 @@ async def canary(order: LoadOrder, timeout_s: float) -> LoadReport:
         sys.executable,
         "-m",
         "workers.check",
+        "--parent",
+        str(os.getpid()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import socket
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -395,3 +396,8 @@ async def _admin(
     except grpc.RpcError as error:
         return error.code(), error.details()
     return grpc.StatusCode.OK, ""
+
+
+def show(figures: str) -> None:
+    """Show the figures of a run, whatever pytest captures: they are the report."""
+    sys.stdout.write(f"\n{figures}\n")

@@ -25,6 +25,7 @@ from tests.adversity.harness import (
     put_model,
     rss_bytes,
     serving_workers,
+    show,
     slow_identity,
     total,
     until,
@@ -117,8 +118,8 @@ async def test_an_abort_storm_leaves_nothing_behind(
         await nothing_in_flight(running)
         cancelled = total(running, "baton_requests_total", outcome="cancelled")
         with capsys.disabled():
-            print(
-                f"\nF22: {sent} calls, {cancelled:.0f} cancelled on the server, "
+            show(
+                f"F22: {sent} calls, {cancelled:.0f} cancelled on the server, "
                 f"others failed {len(load.failures())}/{load.sent}, grew "
                 f"{grown / (1 << 20):.1f} MiB"
             )

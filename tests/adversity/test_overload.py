@@ -25,6 +25,7 @@ from tests.adversity.harness import (
     nothing_in_flight,
     put_model,
     serving_workers,
+    show,
     slow_identity,
     total,
     until,
@@ -147,7 +148,7 @@ async def test_in_overload_what_is_accepted_is_answered_in_time(
         async with Canary() as canary, load:
             await load.answered(100)
         with capsys.disabled():
-            print(f"\noverload: {dict(load.codes())}")
+            show(f"overload: {dict(load.codes())}")
         assert load.wrong == []
         assert set(load.codes()) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
         assert load.codes()["UNAVAILABLE"] > 0

@@ -24,6 +24,7 @@ from tests.adversity.harness import (
     nothing_in_flight,
     put_model,
     rss_bytes,
+    show,
     slow_identity,
     unload_model,
     until,
@@ -65,7 +66,7 @@ async def test_a_reload_storm_fails_no_request_and_leaks_no_session(
             [
                 helper.make_node("Cast", ["x"], ["f"], to=FLOAT),
                 helper.make_node("Gather", ["w", "one"], ["row"], axis=0),
-                helper.make_node("Slice", ["row", "one", "three"], ["two"]),
+                helper.make_node("Slice", ["row", "one", "three", "one"], ["two"]),
                 helper.make_node("Mul", ["f", "two"], ["z"]),
                 helper.make_node("Cast", ["z"], ["zero"], to=INT64),
                 helper.make_node("Add", ["x", "zero"], ["y"]),
@@ -116,8 +117,8 @@ async def test_a_reload_storm_fails_no_request_and_leaks_no_session(
 
             grown = rss_bytes(workers) - before
             with capsys.disabled():
-                print(
-                    f"\nF10: {len(answers)} loads and unloads, failed "
+                show(
+                    f"F10: {len(answers)} loads and unloads, failed "
                     f"{len(load.failures())}/{load.sent}, workers grew "
                     f"{grown / (1 << 20):.0f} MiB"
                 )

@@ -18,6 +18,7 @@ from tests.adversity.harness import (
     Load,
     put_model,
     quiet_port,
+    show,
     slow_identity,
     until,
 )
@@ -68,8 +69,8 @@ async def test_a_rolling_restart_of_two_gateways_fails_no_request(
                     await asyncio.to_thread(running.restart)
                     await load.answered(20)
         with capsys.disabled():
-            print(
-                f"\nF11 {kind}: failed {len(load.failures())}/{load.sent} in "
+            show(
+                f"F11 {kind}: failed {len(load.failures())}/{load.sent} in "
                 f"{load.outcomes[-1].ended_s - load.outcomes[0].started_s:.0f} s, "
                 f"drains {[f'{s:.2f} s' for s in drains]}"
             )
@@ -104,5 +105,5 @@ async def test_one_front_of_two_can_be_restarted_under_load(
                     await until(lambda: len(running.pids("front")) == 2)
                     await load.answered(50)
         with capsys.disabled():
-            print(f"\nF11 one front: failed {len(load.failures())}/{load.sent}")
+            show(f"F11 one front: failed {len(load.failures())}/{load.sent}")
         assert load.failures() == []

@@ -23,6 +23,7 @@ from tests.adversity.harness import (
     identity_request,
     load_model,
     put_model,
+    show,
     slow_identity,
     tree,
     until,
@@ -59,8 +60,8 @@ async def test_nothing_outlives_a_killed_supervisor(
             load.stop()
             await loading
         with capsys.disabled():
-            print(
-                f"\nF13: {len(processes)} processes, {len(alive)} orphans, gone after "
+            show(
+                f"F13: {len(processes)} processes, {len(alive)} orphans, gone after "
                 f"{took_s * 1000:.0f} ms"
             )
         assert [process.cmdline() for process in alive] == []

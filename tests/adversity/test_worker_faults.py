@@ -26,6 +26,7 @@ from tests.adversity.harness import (
     nothing_in_flight,
     put_model,
     serving_workers,
+    show,
     slow_identity,
     total,
     until,
@@ -85,8 +86,8 @@ async def test_killing_a_worker_every_second_fails_no_request(
         longest = max(o.ended_s - o.started_s for o in load.outcomes)
         retried = total(running, "baton_batches_total", reason="retry")
         with capsys.disabled():
-            print(
-                f"\nF1 workers={workers}: failed {len(load.failures())}/{load.sent}, "
+            show(
+                f"F1 workers={workers}: failed {len(load.failures())}/{load.sent}, "
                 f"longest {longest:.2f} s, batches retried {retried:.0f}"
             )
         assert load.failures() == []
@@ -132,8 +133,8 @@ async def test_outcomes_come_by_the_deadline_whatever_dies(
             await load.answered(20)
         late_s = canary.worst_lateness_s(load, deadline_s)
         with capsys.disabled():
-            print(
-                f"\nR1: {dict(load.codes())}, worst lateness {late_s * 1000:.0f} ms, "
+            show(
+                f"R1: {dict(load.codes())}, worst lateness {late_s * 1000:.0f} ms, "
                 f"client slack {canary.slack_s(0, 1e9) * 1000:.0f} ms"
             )
         assert load.wrong == []
@@ -177,8 +178,8 @@ async def test_a_stopped_worker_is_found_killed_and_replaced(
                 await until(lambda: _ready_count(running) >= 2)
                 await load.answered(20)
         with capsys.disabled():
-            print(
-                f"\nF2 SIGSTOP: failed {len(load.failures())}/{load.sent}, detected "
+            show(
+                f"F2 SIGSTOP: failed {len(load.failures())}/{load.sent}, detected "
                 f"after {[f'{1000 * s:.0f} ms' for s in detected]}"
             )
         assert load.failures() == []
@@ -247,8 +248,8 @@ async def test_an_endless_request_fails_alone_and_kills_no_more(
             await load.answered(100)
         deaths = total(running, "baton_process_deaths_total")
         with capsys.disabled():
-            print(
-                f"\nF2 endless: others failed {len(load.failures())}/{load.sent}, "
+            show(
+                f"F2 endless: others failed {len(load.failures())}/{load.sent}, "
                 f"failed after {took:.2f} s, workers lost {deaths:.0f}"
             )
         assert load.failures() == []
@@ -315,7 +316,7 @@ async def test_a_flapping_worker_backs_off_while_the_gateway_serves(
             )
         ]
         with capsys.disabled():
-            print(f"\nF4: pauses {pauses}, failed {len(load.failures())}/{load.sent}")
+            show(f"F4: pauses {pauses}, failed {len(load.failures())}/{load.sent}")
         assert pauses == [0.05, 0.1, 0.2, 0.4, 0.4]
         assert load.failures() == []
         assert running.process.poll() is None

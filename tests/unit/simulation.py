@@ -274,6 +274,7 @@ class World:
         assert self.admission.inflight_bytes == sum(
             8 * len(client.values) for client in waiting
         )
+        assert len(self.dispatcher._wheel) == len(waiting)  # memory, not behaviour
         for client in self.clients:
             self._check_client(client)
         for port in self.ports:

@@ -74,9 +74,7 @@ class Bench:
         rows = changes.pop("rows", 1)
         assert isinstance(rows, int)
         client = Client()
-        raw = b"".join(
-            (self.next_value + n).to_bytes(8, "little") for n in range(rows)
-        )
+        raw = b"".join((self.next_value + n).to_bytes(8, "little") for n in range(rows))
         self.next_value += rows
         client.pending = make_pending(
             handle=entry.handle,

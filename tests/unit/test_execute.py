@@ -205,13 +205,17 @@ class TestUnbatched:
         )
         (result,) = execute(version, [run])
         sent = bytes(result.tensors[0].data[0])
-        assert sent == struct.pack("<I", 2) + "é".encode() + struct.pack("<I", 1) + b"\0"
+        assert (
+            sent == struct.pack("<I", 2) + "é".encode() + struct.pack("<I", 1) + b"\0"
+        )
 
 
 class TestWrongOutputs:
     @pytest.mark.parametrize("shape", [(), (2, 2), (4, 2), (0, 2)])
     def test_another_number_of_rows_is_a_failure(self, shape: tuple[int, ...]) -> None:
-        version = FakeVersion(spec_of("FP32", (2,)), lambda *_: [np.zeros(shape, "<f4")])
+        version = FakeVersion(
+            spec_of("FP32", (2,)), lambda *_: [np.zeros(shape, "<f4")]
+        )
         run = Run(1, 1, 3, 0, [WireTensor(0, (3, 2), (bytes(24),))])
         with pytest.raises(RunError, match="rows apart"):
             execute(version, [run])

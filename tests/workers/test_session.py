@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -206,27 +204,6 @@ class TestRun:
         rows = np.array([[1, 0], [-1, 0], [2, 0]], np.float32)
         with pytest.raises(RunFailed, match=r"of 3 rows gave outputs 'y' \[2, 2\]"):
             loaded.run([rows], 3)
-
-    def test_abort_ends_the_run_and_only_that(self, load: Open) -> None:
-        loaded = load(models.loops())
-        x = np.ones((1, 1), np.float32)
-        loaded.abort()  # of nothing
-        assert loaded.run([np.array(3), x], 0)[0].shape == (1, 1)
-        ended = threading.Event()
-
-        def abort() -> None:
-            while not ended.wait(0.01):
-                loaded.abort()
-
-        thread = threading.Thread(target=abort)
-        thread.start()
-        started = time.monotonic()
-        with pytest.raises(RunFailed, match="terminate"):
-            loaded.run([np.array(2**50), x], 0)
-        ended.set()
-        thread.join()
-        assert time.monotonic() - started < 30
-        assert loaded.run([np.array(3), x], 0)[0].shape == (1, 1)
 
     def test_close_frees_the_session(self, load: Open) -> None:
         loaded = load(models.logistic_regression())
@@ -635,8 +612,6 @@ class TestBuckets:
                 assert left.shape == right.shape
                 np.testing.assert_allclose(left, right, atol=1e-6)
         assert sorted(padded._buckets) == [1, 2, 4, 8]
-        padded.abort()
-        assert all(one.options.terminate for one in padded._buckets.values())
         padded.close()
 
 

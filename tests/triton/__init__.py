@@ -1,0 +1,1 @@
+"""Conformance with the client that the protocol's users have: tritonclient."""
