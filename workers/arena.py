@@ -17,23 +17,27 @@ CREDITS = 2
 
 
 class Arena:
-    """`CREDITS` request slots, then `CREDITS` response slots, of equal size.
+    """`CREDITS` request slots, `CREDITS` response slots of equal size, a page of words.
 
     Attributes:
         fd: The memory file's descriptor, valid until `close`.
         requests: One writable view per slot.
         responses: One writable view per slot.
+        started: Per slot the id of the last run the worker started from it. It tells
+            the front, once the worker is dead, which batches may be what killed it.
     """
 
     def __init__(self, fd: int, slot_bytes: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, 2 * CREDITS * slot_bytes)
+        self._map = mmap.mmap(fd, _size(slot_bytes))
         view = memoryview(self._map)
         slots = [
             view[i * slot_bytes : (i + 1) * slot_bytes] for i in range(2 * CREDITS)
         ]
         self.requests = slots[:CREDITS]
         self.responses = slots[CREDITS:]
+        words = 2 * CREDITS * slot_bytes
+        self.started = view[words : words + 8 * CREDITS].cast("Q")
 
     @classmethod
     def create(cls, slot_bytes: int) -> Arena | None:
@@ -46,7 +50,7 @@ class Arena:
         slot_bytes += -slot_bytes % mmap.PAGESIZE
         fd = os.memfd_create("baton-arena", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(fd, 2 * CREDITS * slot_bytes)
+            os.ftruncate(fd, _size(slot_bytes))
             return cls(fd, slot_bytes)
         except OSError:
             os.close(fd)
@@ -55,8 +59,12 @@ class Arena:
     @classmethod
     def attach(cls, fd: int) -> Arena:
         """Map an arena received from its creator; its size comes with it."""
-        return cls(fd, os.fstat(fd).st_size // (2 * CREDITS))
+        return cls(fd, (os.fstat(fd).st_size - mmap.PAGESIZE) // (2 * CREDITS))
 
     def close(self) -> None:
         """Close the descriptor. The mapping goes when its last view does."""
         os.close(self.fd)
+
+
+def _size(slot_bytes: int) -> int:
+    return 2 * CREDITS * slot_bytes + mmap.PAGESIZE

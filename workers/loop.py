@@ -66,6 +66,7 @@ class WorkerLoop:
         self._control = Peer(control)
         self._load = load
         self._loaded: dict[int, Loaded] = {}
+        self._mergeable: set[int] = set()
         self._peers: set[Peer] = set()
         self._waiting: deque[Waiting] = deque()
         self._selector = selectors.DefaultSelector()
@@ -190,6 +191,7 @@ class WorkerLoop:
                 self._reply(id_, LOAD_REPORT.dump_json(report))
             case "unload":
                 loaded = self._loaded.pop(command["handle"], None)
+                self._mergeable.discard(command["handle"])
                 if loaded is not None:
                     loaded.close()
                 self._reply(id_, b"{}")
@@ -210,6 +212,8 @@ class WorkerLoop:
             for peer in tuple(self._peers):
                 self._send(peer, [wire.encode_frame(Kind.RESUME, 0)])
         self._loaded[order.handle] = loaded
+        if order.across_requests:
+            self._mergeable.add(order.handle)
         return loaded.report
 
     def _take_group(self) -> tuple[Loaded | None, list[Waiting]]:
@@ -217,7 +221,7 @@ class WorkerLoop:
         first = self._waiting.popleft()
         loaded = self._loaded.get(first.run.handle)
         group = [first]
-        if loaded is None or not self._waiting:
+        if loaded is None or first.run.handle not in self._mergeable:
             return loaded, group
         limit = loaded.spec.max_batch_rows
         rows = first.run.rows
@@ -242,6 +246,9 @@ class WorkerLoop:
             self._answer(loaded, group)
 
     def _answer(self, loaded: Loaded, group: list[Waiting]) -> None:
+        for waiting in group:
+            if waiting.peer.arena is not None:
+                waiting.peer.arena.started[waiting.run.slot] = waiting.run.id
         try:
             results = execute(loaded, [waiting.run for waiting in group])
         except Exception as error:  # the edge: one bad run must not end the worker

@@ -131,6 +131,7 @@ class LoadOrder:
         outputs: Declared outputs; empty to derive them from the model.
         warmups: Declared warm-up runs.
         spec: Already decided by the canary: load as this, without probing.
+        across_requests: Rows of several requests may share a run, where it batches.
     """
 
     handle: int
@@ -144,6 +145,7 @@ class LoadOrder:
     outputs: tuple[DeclaredTensor, ...] = ()
     warmups: tuple[Warmup, ...] = ()
     spec: ModelSpec | None = None
+    across_requests: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ def load_order(
         inputs=settings.inputs,
         outputs=settings.outputs,
         warmups=settings.warmups,
+        across_requests=settings.batching,
     )
 
 

@@ -167,16 +167,21 @@ class WorkerLink(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give every outstanding batch back; the oldest may have been running."""
+        """Give every outstanding batch back, saying which may have been running."""
         self._transport = None
         if self in self._dispatcher.ports:
             self._dispatcher.ports.remove(self)
         if self._watchdog is not None:
             self._watchdog.cancel()
-        outstanding = tuple(self._outstanding.values())
+        outstanding = tuple(self._outstanding.items())
         self._outstanding.clear()
-        for position, item in enumerate(outstanding):
-            self._dispatcher.batch_lost(item.queue, item.batch, ran=position == 0)
+        for position, (id_, item) in enumerate(outstanding):
+            # Another front's batch may have run before all of ours: only the worker
+            # knows. Where it cannot tell us, the oldest is suspected.
+            ran = position == 0
+            if self._arena is not None:
+                ran = self._arena.started[item.slot] == id_
+            self._dispatcher.batch_lost(item.queue, item.batch, ran=ran)
         if self._arena is not None:
             self._arena.close()
             self._arena = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2 as pb
@@ -20,31 +19,10 @@ from gateway.rpc import StreamCall
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
+    pb.DESCRIPTOR.services_by_name["ServerReflection"].full_name,
 )
-
-
-def _reflection_v1() -> descriptor_pool.DescriptorPool:
-    """Return a pool with v1 of reflection, which grpcio-reflection does not ship."""
-    raw = pb.DESCRIPTOR.serialized_pb
-    file = FileDescriptorProto.FromString(raw)
-    file.name = "grpc/reflection/v1/reflection.proto"
-    file.package = "grpc.reflection.v1"
-    for service in file.service:
-        for method in service.method:
-            method.input_type = method.input_type.replace(".v1alpha.", ".v1.")
-            method.output_type = method.output_type.replace(".v1alpha.", ".v1.")
-    for message in file.message_type:
-        for field in message.field:
-            if field.type_name:
-                field.type_name = field.type_name.replace(".v1alpha.", ".v1.")
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return pool
-
-
-_POOLS = (descriptor_pool.Default(), _reflection_v1())
+"""What is listed. v1 of reflection itself is served but not listed: its messages
+are v1alpha's, and there is no descriptor of it to describe it with."""
 
 
 class ReflectionStream:
@@ -86,7 +64,8 @@ def _answer(
                 response.list_services_response.service.add(name=service)
             return response
         if kind == "file_by_filename":
-            found = _file_by_name(request.file_by_filename)
+            pool = descriptor_pool.Default()
+            found = pool.FindFileByName(request.file_by_filename)
         elif kind == "file_containing_symbol":
             found = _file_of_symbol(request.file_containing_symbol)
         else:
@@ -101,26 +80,12 @@ def _answer(
     return response
 
 
-def _file_by_name(name: str) -> FileDescriptor:
-    for pool in _POOLS:
-        try:
-            return pool.FindFileByName(name)
-        except KeyError:
-            continue
-    raise KeyError(name)
-
-
 def _file_of_symbol(symbol: str) -> FileDescriptor:
-    for pool in _POOLS:
-        try:
-            return pool.FindFileContainingSymbol(symbol)
-        except KeyError:
-            pass  # a pool finds types and services by this, but no methods
-        try:
-            return pool.FindMethodByName(symbol).containing_service.file
-        except KeyError:
-            continue
-    raise KeyError(symbol)
+    pool = descriptor_pool.Default()
+    try:
+        return pool.FindFileContainingSymbol(symbol)
+    except KeyError:  # it finds types and services by this, but no methods
+        return pool.FindMethodByName(symbol).containing_service.file
 
 
 def _closure(file: FileDescriptor) -> list[bytes]:

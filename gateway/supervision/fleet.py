@@ -27,6 +27,8 @@ from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
 _log = get_logger("fleet")
 
 _SNAPSHOT_TIMEOUT_S = 1.0
+_FRONT_TIMEOUT_S = 5.0
+"""A front that has not taken a catalogue by then hangs, and is killed."""
 
 Operation = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """A request a front may make."""
@@ -80,7 +82,7 @@ class Fleet:
         config: Devices and timeouts.
         placements: Returns the loads every worker should have.
         on_healthy: Called with the pid of a process that reported in.
-        on_hung: Called with the pid of a worker that a front found hanging.
+        on_hung: Called with the pid of a process that was found hanging.
     """
 
     def __init__(
@@ -202,9 +204,15 @@ class Fleet:
         catalogue = CATALOGUE.dump_python(self._catalogue, mode="json")
         message = {"op": "catalogue", "catalogue": catalogue}
         try:
-            answer = await front.channel.ask(message)
+            answer = await asyncio.wait_for(
+                front.channel.ask(message), _FRONT_TIMEOUT_S
+            )
         except GatewayError:
             return  # the front is gone
+        except TimeoutError:  # nor does it answer clients; all others wait for it
+            _log.error("front_hangs", front=front.index, pid=front.pid)
+            self._on_hung(front.pid)
+            return
         # Releases are handled as they arrive, this only when the task wakes up: one
         # that came in the same read must not be forgotten.
         front.busy = set(answer["busy"]) - front.released

@@ -130,6 +130,54 @@ async def test_an_abort_storm_leaves_nothing_behind(
         assert running.pids("workers") == workers
 
 
+async def test_a_front_killed_with_large_answers_on_their_way_costs_no_worker(
+    tmp_path: Path,
+) -> None:
+    """Answers in shared memory and merged runs whose front is no more."""
+    put_model(tmp_path, "large", identity("FP32", ("N", 1 << 16)))
+    put_model(tmp_path, "slow", slow_identity(20_000))
+    with gateway(tmp_path, grpc={"fronts": 2}, workers={"count": 1}) as running:
+        workers = running.pids("workers")
+        for _ in range(2 * REPEAT):
+            channels = [
+                grpc.aio.insecure_channel(running.address, options=OPTIONS)
+                for _ in range(8)
+            ]
+            calls = []
+            for channel in channels:
+                method = infer_method(channel)
+                slow, _ = identity_request("slow", 1)
+                calls.append(method(slow, timeout=20))
+                calls += [method(_large_request(), timeout=20) for _ in range(20)]
+            await asyncio.wait([asyncio.ensure_future(c) for c in calls[:1]])
+            front = running.pids("front")[0]
+            os.kill(front, signal.SIGKILL)
+            await asyncio.gather(*calls, return_exceptions=True)
+            for channel in channels:
+                await channel.close()
+            await until(
+                lambda front=front: (
+                    front not in (now := running.pids("front")) and len(now) == 2
+                )
+            )
+            message, right = identity_request("slow", 2)
+            request = pb.ModelInferRequest.FromString(message)
+            response = await until(lambda request=request: _try_infer(running, request))
+            assert response.raw_output_contents[0] == right
+        assert running.pids("workers") == workers
+        assert "Traceback" not in running.log_text()
+        await nothing_in_flight(running)
+
+
+def _try_infer(
+    running: GatewayProcess, request: pb.ModelInferRequest
+) -> pb.ModelInferResponse | None:
+    try:
+        return running.infer(request)
+    except grpc.RpcError:
+        return None
+
+
 async def nothing_before_next(running: GatewayProcess, load: Load) -> None:
     """Wait until only the well-behaved client's few requests are in flight."""
 
@@ -167,8 +215,7 @@ async def test_an_error_that_ends_a_stream_frees_its_other_requests_once(
                     request.parameters["timeout"].int64_param = 300_000
                     await stream.write(request.SerializeToString())
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    while await stream.read() is not grpc.aio.EOF:
-                        pass
+                    await stream.read()
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         finally:
             os.kill(worker, signal.SIGCONT)

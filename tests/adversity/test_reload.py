@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import TensorProto, external_data_helper, helper
 from onnx.numpy_helper import from_array
@@ -23,6 +27,7 @@ from tests.adversity.harness import (
     load_model,
     nothing_in_flight,
     put_model,
+    quiet_port,
     rss_bytes,
     show,
     slow_identity,
@@ -257,3 +262,32 @@ async def test_a_model_that_vanished_is_refused_and_serves_on(
     assert code is not OK
     assert "victim" in details
     assert load.failures() == []
+
+
+async def test_a_front_that_stands_still_holds_up_no_reload(
+    tmp_path: Path,
+) -> None:
+    """A stopped front cannot confirm the new catalogue: it must not stop the others.
+
+    It is replaced, as a worker that hangs is; the model is served by the rest.
+    """
+    rng = random.Random(SEED)
+    put_model(tmp_path, "slow", slow_identity(100))
+    port = quiet_port(rng, 2)
+    with gateway(
+        tmp_path, grpc={"fronts": 2, "port": port, "port_mode": "each"}
+    ) as running:
+        first = next(
+            pid
+            for pid in running.pids("front")
+            if f"127.0.0.1:{port}" in psutil.Process(pid).cmdline()
+        )
+        other = next(pid for pid in running.pids("front") if pid != first)
+        os.kill(other, signal.SIGSTOP)
+        try:
+            put_model(tmp_path, "slow", slow_identity(101))
+            assert await load_model(running, "slow") == (OK, "")
+            await until(lambda: other not in running.pids("front"))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(other, signal.SIGCONT)

@@ -55,22 +55,29 @@ async def test_nothing_outlives_a_killed_supervisor(
             os.kill(running.process.pid, signal.SIGKILL)
             killed = time.monotonic()
             running.process.wait()
-            _, alive = await asyncio.to_thread(psutil.wait_procs, processes, 5)
+            await until(lambda: not any(map(_lives, processes)), 5.0)
             took_s = time.monotonic() - killed
             load.stop()
             await loading
         with capsys.disabled():
             show(
-                f"F13: {len(processes)} processes, {len(alive)} orphans, gone after "
+                f"F13: {len(processes)} processes, no orphans, gone after "
                 f"{took_s * 1000:.0f} ms"
             )
-        assert [process.cmdline() for process in alive] == []
         # Another one takes the port and the state folder at once.
         await asyncio.to_thread(running.restart)
         request, right = identity_request("slow", 1)
         message = pb.ModelInferRequest.FromString(request)
         response = await asyncio.to_thread(running.infer, message)
         assert response.raw_output_contents[0] == right
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Return whether it runs; a zombie only waits for whoever adopted it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _has_canary(running: GatewayProcess) -> bool:

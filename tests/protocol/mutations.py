@@ -26,7 +26,20 @@ MODELS = {
 
 DIMS = [0, 1, 2, 3, 4, 5, 63, 64, 65, -1, -2, 2**20, 2**31, 2**32, 2**62, 2**63 - 1]
 DIMS += [-(2**31), -(2**63)]
-NAMES = ["x", "y", "a", "b", "w", "sum", "total", "", "X", "x\0", "\N{SNOWMAN}", "n" * 3000]
+NAMES = [
+    "x",
+    "y",
+    "a",
+    "b",
+    "w",
+    "sum",
+    "total",
+    "",
+    "X",
+    "x\0",
+    "\N{SNOWMAN}",
+    "n" * 3000,
+]
 VERSIONS = ["", "1", "2", "3", "0", "-1", "01", "one", "9" * 30, "1\0", "\u0661"]
 PARAMETERS = ["priority", "timeout", "sequence_id", "sequence_start", "sequence_end"]
 PARAMETERS += ["triton_enable_empty_final_response", "triton_x", "headers", "own", ""]
@@ -66,7 +79,13 @@ class Mutator:
         self._random = random.Random(seed)
         self._messages = valid_requests()
         self._raw = [message.SerializeToString() for message in self._messages]
-        self._of_bytes = [self._flip, self._cut, self._insert, self._splice, self._repeat]
+        self._of_bytes = [
+            self._flip,
+            self._cut,
+            self._insert,
+            self._splice,
+            self._repeat,
+        ]
         self._of_message: list[Callable[[Any], None]] = [
             self._shape,
             self._datatype,

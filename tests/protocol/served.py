@@ -126,9 +126,7 @@ def infer_request(
     return request
 
 
-def floats(
-    model: str, array: Any, **more: Any
-) -> pb.ModelInferRequest:
+def floats(model: str, array: Any, **more: Any) -> pb.ModelInferRequest:
     """Build a request with one FP32 input ``x``."""
     array = np.asarray(array, np.float32)
     return infer_request(model, {"x": ("FP32", array)}, **more)

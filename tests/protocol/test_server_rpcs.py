@@ -28,8 +28,10 @@ from tests.protocol.served import (
     arrays,
     failure,
     floats,
+    in_flight,
     infer_request,
     negation,
+    slow_request,
     unary,
 )
 
@@ -120,7 +122,7 @@ def answer(served: GatewayProcess, name: str, **more: Any) -> Any:
     return arrays(served.infer(floats(name, [[1, 2]], **more)))["y"].tolist()
 
 
-# -- liveness and metadata (section 8) ---------------------------------------------------
+# -- liveness and metadata (section 8) ----------------------------------------
 
 
 def test_the_server_is_live_and_ready(served: GatewayProcess) -> None:
@@ -258,7 +260,7 @@ def test_an_unknown_model_is_not_ready_which_is_no_error(
     assert ready(served, model, version) is expected
 
 
-# -- what is not offered -------------------------------------------------------------------
+# -- what is not offered ------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", UNSUPPORTED)
@@ -318,7 +320,7 @@ def test_bytes_that_are_no_message_end_a_stream_as_invalid(
     assert name in details
 
 
-# -- statistics (section 9) ------------------------------------------------------------------
+# -- statistics (section 9) ---------------------------------------------------
 
 
 def test_statistics_grow_by_exactly_what_was_asked(served: GatewayProcess) -> None:
@@ -396,8 +398,7 @@ def test_a_ready_model_has_statistics_before_its_first_request(
     rows = served.statistics("changing")
     assert [(row.name, row.version) for row in rows] == [("changing", "1")]
     names = {row.name for row in served.statistics()}
-    loaded = {name for (name, _), (state, _) in index(served).items() if state == "READY"}
-    assert loaded <= names
+    assert {name for name, _ in index(served, ready=True)} <= names
 
 
 def test_statistics_of_an_unknown_model_are_not_found(served: GatewayProcess) -> None:
@@ -432,9 +433,7 @@ def test_statistics_are_sums_over_fronts_and_workers(
             ) as channel:
                 rpc = channel.unary_unary(SERVICE + "ModelInfer")
                 for rows in (1, 2):
-                    rpc(
-                        floats("m", np.ones((rows, 2))).SerializeToString(), timeout=10
-                    )
+                    rpc(floats("m", np.ones((rows, 2))).SerializeToString(), timeout=10)
                     sent += rows
                 ask = channel.unary_unary(SERVICE + "ModelStatistics")
                 found = pb.ModelStatisticsResponse.FromString(ask(b"", timeout=10))
@@ -444,7 +443,7 @@ def test_statistics_are_sums_over_fronts_and_workers(
         assert len(running.pids("front")) == 2
 
 
-# -- repository (section 13) --------------------------------------------------------------------
+# -- repository (section 13) --------------------------------------------------
 
 
 def test_the_index_has_every_version_with_its_state(served: GatewayProcess) -> None:
@@ -572,6 +571,23 @@ def test_unloading_what_was_never_served_is_invalid(served: GatewayProcess) -> N
     assert "Model to be unloaded has not been served" in details
 
 
+def test_unload_does_not_wait_for_requests_in_flight_which_are_answered(
+    served: GatewayProcess,
+) -> None:
+    rpc = served.channel.unary_unary(SERVICE + "ModelInfer")
+    message = slow_request(600_000).SerializeToString()
+    calls = [rpc.future(message, timeout=30) for _ in range(3)]
+    wait_for(lambda: in_flight(served, "slow") == 3)
+    try:
+        unload(served, "slow")
+        assert not ready(served, "slow")
+        assert not all(call.done() for call in calls)
+        assert [call.code() for call in calls] == [Code.OK] * 3
+    finally:
+        load(served, "slow")
+    served.infer(slow_request(1))
+
+
 def test_reloads_under_load_lose_no_request(served: GatewayProcess) -> None:
     stop = threading.Event()
     failures: list[grpc.RpcError] = []
@@ -604,7 +620,7 @@ def test_reloads_under_load_lose_no_request(served: GatewayProcess) -> None:
     assert set(answers) == {"1"}
 
 
-# -- health ---------------------------------------------------------------------------------------
+# -- health -------------------------------------------------------------------
 
 
 def check(served: GatewayProcess, service: str) -> Any:
@@ -663,7 +679,7 @@ def test_a_watch_hears_of_unload_and_load(served: GatewayProcess) -> None:
     other.cancel()
 
 
-# -- reflection -----------------------------------------------------------------------------------
+# -- reflection ---------------------------------------------------------------
 
 
 def test_reflection_v1alpha_describes_the_whole_service(
@@ -673,7 +689,6 @@ def test_reflection_v1alpha_describes_the_whole_service(
     assert set(database.get_services()) == {
         "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
-        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
     pool = DescriptorPool(database)
@@ -683,12 +698,9 @@ def test_reflection_v1alpha_describes_the_whole_service(
     assert {method.name for method in service.methods} == SERVED
     foreign = GetMessageClass(pool.FindMessageTypeByName("inference.ModelInferRequest"))
     request = floats("identity_FP32", [[1, 2]], id="reflected", priority=1)
-    assert (
-        foreign.FromString(request.SerializeToString()).SerializeToString(
-            deterministic=True
-        )
-        == request.SerializeToString(deterministic=True)
-    )
+    assert foreign.FromString(request.SerializeToString()).SerializeToString(
+        deterministic=True
+    ) == request.SerializeToString(deterministic=True)
 
 
 def _reflect(served: GatewayProcess, package: str) -> Callable[..., Any]:
@@ -725,7 +737,7 @@ def test_reflection_answers_alike_in_both_versions(served: GatewayProcess) -> No
     assert missing.error_code == Code.NOT_FOUND.value[0]
 
 
-# -- the sequence of perf_analyzer (section 14.1) ----------------------------------------------------
+# -- the sequence of perf_analyzer (section 14.1) -----------------------------
 
 
 @pytest.mark.parametrize("shared_memory", [False, True])
@@ -783,5 +795,7 @@ def test_the_sequence_of_a_load_generator(
         assert grown == {1: 40}
         new, old = after[1], before[1]
         assert new.inference_count - old.inference_count == 160
-        assert new.inference_stats.success.count - old.inference_stats.success.count == 40
+        assert (
+            new.inference_stats.success.count - old.inference_stats.success.count == 40
+        )
         assert 0 < new.execution_count - old.execution_count <= 40

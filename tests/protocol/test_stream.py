@@ -176,7 +176,9 @@ def test_answers_to_two_models_come_in_request_order_under_batching(
     for (_, model, array), response in zip(sent, responses, strict=True):
         assert response.infer_response.model_name == model
         sign = 1 if model == "identity_FP32" else -1
-        np.testing.assert_array_equal(arrays(response.infer_response)["y"], sign * array)
+        np.testing.assert_array_equal(
+            arrays(response.infer_response)["y"], sign * array
+        )
         assert final(response)
 
 

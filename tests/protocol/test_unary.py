@@ -40,7 +40,7 @@ def pair(rows: int = 2, **more: Any) -> pb.ModelInferRequest:
     return infer_request("pair", {"a": ("FP32", a), "b": ("FP32", a * 10)}, **more)
 
 
-# -- answers (section 4) --------------------------------------------------------------
+# -- answers (section 4) ------------------------------------------------------
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
@@ -64,9 +64,7 @@ def test_every_datatype_comes_back_bit_by_bit(
 @pytest.mark.parametrize(
     "datatype", [name for name, entry in DATATYPES.items() if entry.contents_field]
 )
-def test_typed_contents_are_answered_raw(
-    served: GatewayProcess, datatype: str
-) -> None:
+def test_typed_contents_are_answered_raw(served: GatewayProcess, datatype: str) -> None:
     entry = DATATYPES[datatype]
     array = sample(datatype, (3, 2))
     request = pb.ModelInferRequest(model_name=f"identity_{datatype}")
@@ -180,7 +178,7 @@ def test_raw_entries_follow_the_order_of_the_inputs(served: GatewayProcess) -> N
     assert arrays(served.infer(request))["q"].tolist() == [4, 3]
 
 
-# -- identity of the answer -----------------------------------------------------------
+# -- identity of the answer ---------------------------------------------------
 
 
 def test_every_prediction_has_a_uuid7_of_its_own_in_order_of_time(
@@ -229,7 +227,7 @@ def test_the_version_asked_for_serves_and_is_named(
     assert response.parameters["version"].string_param == serving
 
 
-# -- refusals (section 11) --------------------------------------------------------------
+# -- refusals (section 11) ----------------------------------------------------
 
 
 def _raw(entries: list[bytes], **change: Any) -> pb.ModelInferRequest:
@@ -324,7 +322,7 @@ def test_missing_and_unknown_inputs_are_named(
     served: GatewayProcess, names: tuple[str, ...], text: str
 ) -> None:
     row = np.ones((1, 3), np.float32)
-    request = infer_request("pair", {name: ("FP32", row) for name in names})
+    request = infer_request("pair", dict.fromkeys(names, ("FP32", row)))
     assert failure(lambda: served.infer(request))[0] == Code.INVALID_ARGUMENT
     assert text in failure(lambda: served.infer(request))[1]
 
@@ -361,7 +359,9 @@ def test_models_and_versions_that_do_not_serve(
     assert text in details
 
 
-@pytest.mark.parametrize("character", ["n", "é", "\N{SNOWMAN}", "\U0001f600", "\n", "%"])
+@pytest.mark.parametrize(
+    "character", ["n", "é", "\N{SNOWMAN}", "\U0001f600", "\n", "%"]
+)
 def test_a_very_long_name_still_gets_its_own_error(
     served: GatewayProcess, character: str
 ) -> None:
@@ -389,7 +389,7 @@ def test_a_model_that_fails_is_internal_without_its_own_words(
     assert "Traceback" not in details
 
 
-# -- parameters (section 7) ---------------------------------------------------------------
+# -- parameters (section 7) ---------------------------------------------------
 
 
 def _with(model: str, name: str, **value: Any) -> pb.ModelInferRequest:
@@ -434,9 +434,7 @@ def test_any_priority_of_either_kind_is_served(
 def test_parameters_of_a_wrong_kind_are_invalid(
     served: GatewayProcess, name: str, value: dict[str, Any], text: str
 ) -> None:
-    code, details = failure(
-        lambda: served.infer(_with("identity_FP32", name, **value))
-    )
+    code, details = failure(lambda: served.infer(_with("identity_FP32", name, **value)))
     assert code == Code.INVALID_ARGUMENT
     assert text in details
 
@@ -458,7 +456,7 @@ def test_custom_and_harmless_parameters_pass(
     served.infer(_with("identity_FP32", name, **value))
 
 
-# -- deadlines and timeouts -----------------------------------------------------------------
+# -- deadlines and timeouts ---------------------------------------------------
 
 
 @pytest.fixture
@@ -487,13 +485,15 @@ def test_a_queue_timeout_of_a_microsecond_answers_or_says_so(
     served: GatewayProcess,
 ) -> None:
     for _ in range(50):
-        try:
-            response = served.infer(floats("identity_FP32", [[1, 2]], timeout=1))
-        except grpc.RpcError as error:
-            assert error.code() == Code.UNAVAILABLE
-            assert "Request timeout expired" in error.details()
-        else:
+        rpc = served.channel.unary_unary(SERVICE + "ModelInfer")
+        message = floats("identity_FP32", [[1, 2]], timeout=1).SerializeToString()
+        call = rpc.future(message)
+        if call.code() == Code.OK:
+            response = pb.ModelInferResponse.FromString(call.result())
             assert arrays(response)["y"].tolist() == [[1, 2]]
+        else:
+            assert call.code() == Code.UNAVAILABLE
+            assert "Request timeout expired" in call.details()
 
 
 @pytest.mark.usefixtures("busy")
@@ -534,7 +534,7 @@ def test_nothing_stays_in_flight_when_all_is_answered(served: GatewayProcess) ->
     assert metric(served, "baton_inflight_bytes") == 0
 
 
-# -- sizes and encodings of messages (section 12) ----------------------------------------------
+# -- sizes and encodings of messages (section 12) -----------------------------
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,19 @@ def test_a_message_above_the_limit_is_refused_and_the_connection_lives(
     served.infer(floats("identity_FP32", [[1, 2]]))
 
 
-# -- company in a batch (section 14.8) ---------------------------------------------------------
+def test_a_message_that_unpacks_to_more_than_the_limit_is_refused(
+    served: GatewayProcess,
+) -> None:
+    array = np.zeros((1, MAX_MESSAGE_BYTES // 4 + 1), np.float32)
+    rpc = served.channel.unary_unary(SERVICE + "ModelInfer")
+    call = rpc.future(
+        floats("free", array).SerializeToString(), compression=grpc.Compression.Gzip
+    )
+    assert call.code() == Code.RESOURCE_EXHAUSTED
+    served.infer(floats("identity_FP32", [[1, 2]]))
+
+
+# -- company in a batch (section 14.8) ----------------------------------------
 
 
 def test_rows_of_many_callers_never_mix(served: GatewayProcess) -> None:

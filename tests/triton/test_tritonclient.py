@@ -36,7 +36,11 @@ def interpreter() -> Path:
                 [str(python), "-m", "pip", "install", "-q", "-r", str(requirements)],
             ):
                 built = subprocess.run(
-                    command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S
+                    command,
+                    check=False,
+                    capture_output=True,
+                    text=True,
+                    timeout=BUILD_TIMEOUT_S,
                 )
                 assert built.returncode == 0, built.stdout + built.stderr
             installed.write_text(requirements.read_text())
@@ -69,6 +73,7 @@ def test_every_case_of_the_tritonclient_suite_passes(
     model.write_bytes(negation(2))
     ran = subprocess.run(
         [str(interpreter), str(HERE / "suite.py"), served.address, str(model)],
+        check=False,
         capture_output=True,
         text=True,
         timeout=SUITE_TIMEOUT_S,
