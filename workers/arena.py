@@ -12,8 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 
-CREDITS = 2
-"""Batches a front may have at one worker: one running, one prefetched."""
+from workers.wire import CREDITS
 
 
 class Arena:

@@ -117,7 +117,7 @@ class LoadedVersion:
         self._binds = False
         self._options = _run_options(settings, bucket=None)
         if settings.device == "cuda":
-            if self._leading:
+            if self._leading and order.across_requests:  # else rows may mix
                 self._sizes = batch_buckets(spec.max_batch_rows)
             self._binds = is_bindable(spec)
 

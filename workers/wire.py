@@ -27,6 +27,9 @@ _RESULT = struct.Struct("<QQQII")
 _TENSOR = struct.Struct("<HBB4xQ")
 """Index in the spec, rank, layout, data bytes; then `rank` int64 dimensions."""
 
+CREDITS = 2
+"""Batches a front may have at one worker: one running, one prefetched. Each holds
+one slot, 0 to CREDITS - 1."""
 ALIGNMENT = 16
 MAX_BODY_BYTES = (1 << 32) - 1
 MAX_RANK = 64
@@ -296,7 +299,9 @@ def decode_run(frame: Frame, slots: Sequence[memoryview] = ()) -> Run:
     if len(frame.body) < _RUN.size:
         raise WireError("truncated run")
     handle, rows, slot = _RUN.unpack_from(frame.body, 0)
-    arena = slots[slot] if slot < len(slots) else None
+    if slot >= CREDITS:
+        raise WireError(f"slot {slot} of {CREDITS}")
+    arena = slots[slot] if slots else None
     return Run(frame.id, handle, rows, slot, _decode_tensors(frame, _RUN.size, arena))
 
 

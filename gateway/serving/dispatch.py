@@ -28,8 +28,7 @@ from gateway.serving.pending import Pending, Phase, RowTensor, Timing
 from gateway.serving.queues import VersionQueue
 from gateway.serving.rows import rows_of_request
 from gateway.serving.statistics import VersionStatistics
-from workers.arena import CREDITS
-from workers.wire import Failure, Result
+from workers.wire import CREDITS, Failure, Result
 
 _log = get_logger("dispatch")
 

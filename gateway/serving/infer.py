@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gateway.catalogue import VersionEntry
 from gateway.clock import PredictionIds
-from gateway.errors import DeadlineExceeded, Draining, GatewayError
+from gateway.errors import DeadlineExceeded, Draining, GatewayError, TooLarge
 from gateway.protocol.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -31,6 +31,8 @@ PREDICTION_ID = "prediction_id"
 """Response parameter: the id minted for this prediction (UUIDv7)."""
 SERVED_VERSION = "version"
 """Response parameter: the version that served, as in ``model_version``."""
+_MAX_REPLY_BYTES = (1 << 31) - (1 << 20)
+"""A protobuf message holds less than 2 GiB."""
 
 
 class Exchange:
@@ -162,6 +164,11 @@ class InferService:
         self, exchange: Exchange, queue: VersionQueue, rows: list[RowTensor]
     ) -> None:
         assert exchange.request is not None
+        nbytes = sum(len(tensor.data) for tensor in rows)
+        if nbytes > _MAX_REPLY_BYTES:
+            text = f"the outputs of '{queue.model}' are {nbytes} bytes; ask for fewer"
+            exchange.fail(TooLarge(f"{text} rows or outputs"))
+            return
         exchange.reply(
             build_response(
                 exchange.request, queue, rows, exchange.outputs, self._ids.mint()

@@ -14,8 +14,8 @@ from gateway.serving.batching import Batch
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.queues import VersionQueue
 from workers import wire
-from workers.arena import CREDITS, Arena
-from workers.wire import Failure, FrameReader, Kind, Run, WireTensor
+from workers.arena import Arena
+from workers.wire import CREDITS, Failure, FrameReader, Kind, Run, WireTensor
 
 _log = get_logger("link")
 

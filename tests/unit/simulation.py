@@ -31,8 +31,7 @@ from tests.unit.fakes import (
     make_entry,
     make_pending,
 )
-from workers.arena import CREDITS
-from workers.wire import Failure, Result, WireTensor
+from workers.wire import CREDITS, Failure, Result, WireTensor
 
 MS = 1_000_000
 POISON = 1 << 40

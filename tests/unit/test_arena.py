@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.arena import CREDITS, Arena
+from workers.arena import Arena
+from workers.wire import CREDITS
 
 OTHER_PROCESS = """
 import sys

@@ -22,8 +22,7 @@ from gateway.serving.dispatch import Dispatcher
 from gateway.serving.pending import Pending, Phase
 from tests.unit.fakes import Client, FakeLoop, FakePort, make_entry, make_pending
 from tests.unit.simulation import MS, World
-from workers.arena import CREDITS
-from workers.wire import Failure, Result, WireTensor
+from workers.wire import CREDITS, Failure, Result, WireTensor
 
 SEEDS = int(os.environ.get("BATON_SEEDS", "600"))
 CHUNKS = 6

@@ -18,8 +18,7 @@ from gateway.serving.dispatch import Dispatcher
 from gateway.serving.link import LinkSettings, WorkerLink
 from tests.unit.fakes import Client, make_entry, make_pending
 from workers import wire
-from workers.arena import CREDITS
-from workers.wire import Failure, Frame, FrameReader, Kind, Result, WireTensor
+from workers.wire import CREDITS, Failure, Frame, FrameReader, Kind, Result, WireTensor
 
 
 class Answered(Client):
