@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from gateway.catalogue import Catalogue, State, VersionEntry
 from gateway.errors import (
@@ -25,27 +24,17 @@ from gateway.serving.admission import Admission
 from gateway.serving.batching import Batch, CloseReason
 from gateway.serving.deadlines import DeadlineWheel
 from gateway.serving.pending import Pending, Phase, RowTensor, Timing
-from gateway.serving.queues import VersionQueue
+from gateway.serving.queues import VersionQueue, WorkerPort
 from gateway.serving.rows import rows_of_request
 from gateway.serving.statistics import VersionStatistics
 from workers.wire import CREDITS, Failure, Result
 
 _log = get_logger("dispatch")
 
-
-class WorkerPort(Protocol):
-    """What the dispatcher needs of a worker link."""
-
-    @property
-    def handles(self) -> frozenset[int]:
-        """Loads the worker has ready."""
-
-    @property
-    def credits(self) -> int:
-        """Batches it takes now; 0 while it loads a model or is lost."""
-
-    def send(self, queue: VersionQueue, batch: Batch) -> None:
-        """Send a batch; its outcome comes back to the dispatcher once."""
+_LOG_PERIOD_NS = 1_000_000_000
+"""At most one line a second per version says why requests fail."""
+_NEVER = -1
+"""Pushback that forbids retries (gRFC A6): two dead workers are enough."""
 
 
 class Dispatcher:
@@ -336,12 +325,12 @@ class Dispatcher:
         queue.running -= 1
         live = [p for p in batch.requests if p.phase is Phase.RUNNING]
         if failure is Failure.UNKNOWN_HANDLE:
-            self._again(queue, batch, live)
+            self._again(queue, live)
         elif len(batch.requests) > 1:  # even if one is left: another may be to blame
             for part in Batch(live, 0, batch.reason).split():
-                self._again(queue, part, part.requests, counts=False)
+                self._again(queue, part.requests, counts=False)
         elif live:
-            self._fail(queue, live[0], _run_error(queue, failure, message))
+            self._fail(queue, live[0], self._run_error(queue, failure, message))
         self._if_idle(queue)
         self._pump_soon()
 
@@ -355,14 +344,15 @@ class Dispatcher:
         """
         queue.running -= 1
         live = [p for p in batch.requests if p.phase is Phase.RUNNING]
-        self._again(queue, batch, live, counts=ran)
+        # Alone, so that a request that kills its worker takes no other along.
+        for part in [[pending] for pending in live] if ran else [live]:
+            self._again(queue, part, counts=ran)
         self._if_idle(queue)
         self._pump_soon()
 
     def _again(
         self,
         queue: VersionQueue,
-        batch: Batch,
         live: list[Pending],
         *,
         counts: bool = True,
@@ -373,8 +363,8 @@ class Dispatcher:
                 continue  # cancelled just now: its stream ended with another's error
             pending.attempts += counts
             if pending.attempts >= self._max_attempts:
-                text = f"the workers running '{queue.model}' died; retry"
-                error = WorkerLost(text, pushback_ms=self._pushback_ms)
+                text = f"'{queue.model}' lost its worker {pending.attempts} times"
+                error = WorkerLost(f"{text} on this request", pushback_ms=_NEVER)
                 self._fail(queue, pending, error)
             else:
                 pending.phase = Phase.REQUEUED
@@ -383,13 +373,21 @@ class Dispatcher:
             queue.retry(Batch(again, 0, CloseReason.RETRY))
             self._active[queue.entry.handle] = queue
 
-
-def _run_error(queue: VersionQueue, failure: Failure, message: str) -> GatewayError:
-    """Make the client's error; the model's own words go to the log only."""
-    _log.warning(
-        "run_failed", model=queue.model, version=queue.entry.version, reason=message
-    )
-    name = f"'{queue.model}' version {queue.entry.version}"
-    if failure is Failure.OUT_OF_MEMORY:
-        return TooLarge(f"{name} ran out of memory on this request")
-    return ModelFailed(f"{name} failed on this request; the server's log says why")
+    def _run_error(
+        self, queue: VersionQueue, failure: Failure, message: str
+    ) -> GatewayError:
+        """Make the client's error; the model's own words go to the log only."""
+        name = f"'{queue.model}' version {queue.entry.version}"
+        now = self._now()
+        if now - queue.failure_logged_ns >= _LOG_PERIOD_NS:
+            queue.failure_logged_ns = now
+            _log.warning(
+                "run_failed",
+                model=queue.model,
+                version=queue.entry.version,
+                reason=message,
+                failed_so_far=queue.statistics.fail[0] + 1,
+            )
+        if failure is Failure.OUT_OF_MEMORY:
+            return TooLarge(f"{name} ran out of memory on this request")
+        return ModelFailed(f"{name} failed on this request; the server's log says why")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Protocol
 
 from gateway.catalogue import VersionEntry
 from gateway.serving.batching import Batch, BatchWindow, CloseReason
@@ -22,6 +23,7 @@ class VersionQueue:
         run_ns: A recent run's duration, smoothed; for deadlines.
         slowest_run_ns: A slow run's duration, slowly forgotten; for the watchdog.
         running: Batches at workers.
+        failure_logged_ns: When the log last said why a request failed.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class VersionQueue:
         self.run_ns = entry.slowest_run_ns
         self.slowest_run_ns = entry.slowest_run_ns
         self.running = 0
+        self.failure_logged_ns = 0
         self._windows: dict[tuple[object, ...], BatchWindow] = {}
         self._retries: deque[Batch] = deque()
 
@@ -119,3 +122,18 @@ class VersionQueue:
 
 def _any_waits(batch: Batch) -> bool:
     return any(pending.phase is Phase.REQUEUED for pending in batch.requests)
+
+
+class WorkerPort(Protocol):
+    """What the dispatcher needs of a worker link."""
+
+    @property
+    def handles(self) -> frozenset[int]:
+        """Loads the worker has ready."""
+
+    @property
+    def credits(self) -> int:
+        """Batches it takes now; 0 while it loads a model or is lost."""
+
+    def send(self, queue: VersionQueue, batch: Batch) -> None:
+        """Send a batch; its outcome comes back to the dispatcher once."""

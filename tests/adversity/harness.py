@@ -344,11 +344,25 @@ async def nothing_in_flight(gateway: GatewayProcess) -> None:
     await until(lambda: asyncio.to_thread(idle))
 
 
+def workers_in_use(gateway: GatewayProcess) -> list[int]:
+    """Return the workers that some front has given its shared memory to."""
+
+    def arenas(pid: int) -> int:
+        found = 0
+        with contextlib.suppress(OSError):
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    found += "baton-arena" in os.readlink(link)
+        return found
+
+    return [pid for pid in gateway.pids("workers") if arenas(pid)]
+
+
 async def serving_workers(gateway: GatewayProcess, number: int) -> list[int]:
-    """Wait until so many workers run; return their pids."""
+    """Wait until fronts use so many workers; return their pids."""
 
     def there() -> list[int]:
-        pids = gateway.pids("workers")
+        pids = workers_in_use(gateway)
         return pids if len(pids) == number else []
 
     pids: list[int] = await until(there)

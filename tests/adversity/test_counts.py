@@ -144,10 +144,6 @@ async def test_counters_only_grow_while_fronts_and_workers_are_killed(
         assert _went_back(statistics) == []
         assert _went_back(scrapes) == []
         assert load.wrong == []
-        # A killed front loses at most what it counted in its last second.
-        final = running.statistics("slow")[0].inference_count
-        final += running.statistics("other")[0].inference_count
-        assert final > 0
 
 
 async def test_counts_equal_what_was_answered(tmp_path: Path) -> None:

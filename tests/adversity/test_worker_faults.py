@@ -30,6 +30,7 @@ from tests.adversity.harness import (
     slow_identity,
     total,
     until,
+    workers_in_use,
 )
 from tests.gateway_process import GatewayProcess, gateway
 from tests.onnx_models import loops
@@ -39,7 +40,7 @@ SLOW_STEPS = 20_000  # some 20 ms
 
 async def _kill_one(running: GatewayProcess, rng: random.Random) -> int:
     """SIGKILL a worker that fronts use."""
-    pids = await until(lambda: running.pids("workers"))
+    pids = await until(lambda: workers_in_use(running))
     pid = rng.choice(pids)
     os.kill(pid, signal.SIGKILL)
     return int(pid)
@@ -126,7 +127,8 @@ async def test_outcomes_come_by_the_deadline_whatever_dies(
         async with Canary() as canary, load:
             await load.answered(10)
             for turn in range(4 * REPEAT):
-                pids = await until(lambda: running.pids("workers"))
+                # A worker that is stopped before it reports in is nobody's to watch.
+                pids = await serving_workers(running, 2)
                 for pid in pids if turn % 2 else pids[:1]:
                     os.kill(pid, signal.SIGSTOP if turn % 2 else signal.SIGKILL)
                 await load.for_s(1.0)
@@ -175,7 +177,7 @@ async def test_a_stopped_worker_is_found_killed_and_replaced(
                 stopped = time.monotonic()
                 await until(lambda pid=pid: pid not in running.pids("workers"))
                 detected.append(time.monotonic() - stopped)
-                await until(lambda: _ready_count(running) >= 2)
+                await serving_workers(running, 2)
                 await load.answered(20)
         with capsys.disabled():
             show(
@@ -185,10 +187,6 @@ async def test_a_stopped_worker_is_found_killed_and_replaced(
         assert load.failures() == []
         assert max(detected) < 3.0
         await nothing_in_flight(running)
-
-
-def _ready_count(running: GatewayProcess) -> int:
-    return len(running.pids("workers"))
 
 
 def _endless() -> bytes:
@@ -238,13 +236,13 @@ async def test_an_endless_request_fails_alone_and_kills_no_more(
             took = time.monotonic() - sent
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             # One whose client gives up first costs one worker and is not retried.
-            await until(lambda: _ready_count(running) >= 2)
+            await serving_workers(running, 2)
             await load.answered(100)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await infer_method(channel)(_endless(), timeout=0.2)
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             await until(lambda: total(running, "baton_process_deaths_total") >= 3)
-            await until(lambda: _ready_count(running) >= 2)
+            await serving_workers(running, 2)
             await load.answered(100)
         deaths = total(running, "baton_process_deaths_total")
         with capsys.disabled():

@@ -192,8 +192,21 @@ class TestLostWorkers:
         bench.lose(bench.port())
         error = only_error(client)
         assert isinstance(error, WorkerLost)
-        assert error.pushback_ms == 25
+        assert error.pushback_ms == -1  # it may be what killed them: never again
         assert bench.admission.inflight_requests == 0
+
+    def test_a_request_that_kills_workers_takes_no_other_along(self) -> None:
+        bench = Bench(max_attempts=2)
+        killer, *others = [bench.submit() for _ in range(4)]
+        bench.lose(bench.port())
+        port = bench.port()
+        assert len(port.sent[0][1].requests) == 1
+        bench.lose(port)
+        assert isinstance(only_error(killer), WorkerLost)
+        port = bench.port()
+        while port.sent:
+            bench.succeed(port)
+        assert all(client.outcomes == 1 for client in others)
 
     def test_what_was_only_prefetched_has_lost_nothing(self) -> None:
         bench = Bench(max_attempts=1, max_rows=1)
