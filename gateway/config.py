@@ -51,6 +51,9 @@ class GrpcConfig(BaseModel):
     max_stream_inflight: Count = 256
     """Requests of one ModelStreamInfer stream not yet answered; above it the
     stream is not read."""
+    max_stream_bytes: Bytes = 4 << 20
+    """Answers of one stream that its client has not taken; above it the stream is
+    not read."""
     max_connection_age_s: Annotated[int, Field(ge=0)] = 0
     """Age at which a connection is asked to reconnect, so that clients spread
     over new fronts; 0 for never."""

@@ -71,9 +71,13 @@ class Front:
             now_ns=now_ns,
             default_timeout_ns=config.admission.default_timeout_ms * 1_000_000,
             max_stream_inflight=config.grpc.max_stream_inflight,
+            max_stream_bytes=config.grpc.max_stream_bytes,
         )
         table = methods(
-            self.infer, ServerService(self.state, self), HealthService(self.state)
+            self.infer,
+            ServerService(self.state, self),
+            HealthService(self.state),
+            self.state,
         )
         self._listener = GrpcioListener(table, config.grpc, now_ns)
         self._channel = Channel(self._on_control, self._on_control_lost)

@@ -74,8 +74,8 @@ class StreamHandler(Protocol):
     def on_cancel(self) -> None:
         """The client went away; nothing sent from now on arrives."""
 
-    def on_sent(self, queued: int) -> None:
-        """The transport wrote responses out; `queued` of them still wait."""
+    def on_sent(self, queued: int, queued_bytes: int) -> None:
+        """The transport wrote responses out; so many, of so many bytes, still wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,6 +223,8 @@ class WorkerLoop:
         group = [first]
         if loaded is None or first.run.handle not in self._mergeable:
             return loaded, group
+        if first.run.alone:
+            return loaded, group
         limit = loaded.spec.max_batch_rows
         rows = first.run.rows
         shape = _inner_shape(first.run)
@@ -230,6 +232,7 @@ class WorkerLoop:
             run = waiting.run
             if (
                 run.handle == first.run.handle
+                and not run.alone
                 and rows + run.rows <= limit
                 and _inner_shape(run) == shape
             ):
@@ -251,6 +254,10 @@ class WorkerLoop:
                 waiting.peer.arena.started[waiting.run.slot] = waiting.run.id
         try:
             results = execute(loaded, [waiting.run for waiting in group])
+            frames = [
+                _encode(result, waiting)
+                for waiting, result in zip(group, results, strict=True)
+            ]
         except Exception as error:  # the edge: one bad run must not end the worker
             if len(group) > 1:  # nor may one front's rows fail another's: one by one
                 for waiting in group:
@@ -262,10 +269,8 @@ class WorkerLoop:
                 traceback.print_exc()
                 self._fail(group[0], wire.Failure.MODEL_FAILED, "internal error")
             return
-        for waiting, result in zip(group, results, strict=True):
-            peer = waiting.peer
-            slot = peer.arena.responses[waiting.run.slot] if peer.arena else None
-            self._send(peer, _encode(result, slot))
+        for waiting, buffers in zip(group, frames, strict=True):
+            self._send(waiting.peer, buffers)
 
     def _fail(self, waiting: Waiting, failure: wire.Failure, message: str) -> None:
         body = message.encode()
@@ -277,7 +282,9 @@ ARENA_MIN_BYTES = 1 << 17
 """Results of at least this many bytes travel through the arena."""
 
 
-def _encode(result: wire.Result, slot: memoryview | None) -> list[Buffer]:
+def _encode(result: wire.Result, waiting: Waiting) -> list[Buffer]:
+    arena = waiting.peer.arena
+    slot = arena.responses[waiting.run.slot] if arena else None
     size = sum(tensor.nbytes() for tensor in result.tensors)
     return wire.encode_result(result, slot if size >= ARENA_MIN_BYTES else None)
 

@@ -20,8 +20,8 @@ Buffer = bytes | bytearray | memoryview
 
 PREFIX = struct.Struct("<IBBHQ")
 """Body bytes, kind, flags, number of tensors, id."""
-_RUN = struct.Struct("<QIB3x")
-"""Handle, rows, arena slot."""
+_RUN = struct.Struct("<QIB?2x")
+"""Handle, rows, arena slot, whether it runs alone."""
 _RESULT = struct.Struct("<QQQII")
 """Input, infer and output nanoseconds, executions, rows of the merged batch."""
 _TENSOR = struct.Struct("<HBB4xQ")
@@ -100,13 +100,17 @@ class WireTensor:
 
 @dataclass(slots=True)
 class Run:
-    """A batch to run: `rows` rows of the version loaded as `handle`."""
+    """A batch to run: `rows` rows of the version loaded as `handle`.
+
+    Where `alone`, it shares its run with no other batch: it may have killed a worker.
+    """
 
     id: int
     handle: int
     rows: int
     slot: int
     tensors: list[WireTensor]
+    alone: bool = False
 
 
 @dataclass(slots=True)
@@ -239,7 +243,7 @@ def encode_run(run: Run, arena: memoryview | None = None) -> list[Buffer]:
     Returns:
         Buffers to write in order.
     """
-    head = _RUN.pack(run.handle, run.rows, run.slot)
+    head = _RUN.pack(run.handle, run.rows, run.slot, run.alone)
     return _encode_tensors(Kind.RUN, run.id, head, run.tensors, arena)
 
 
@@ -298,11 +302,12 @@ def decode_run(frame: Frame, slots: Sequence[memoryview] = ()) -> Run:
     """
     if len(frame.body) < _RUN.size:
         raise WireError("truncated run")
-    handle, rows, slot = _RUN.unpack_from(frame.body, 0)
+    handle, rows, slot, alone = _RUN.unpack_from(frame.body, 0)
     if slot >= CREDITS:
         raise WireError(f"slot {slot} of {CREDITS}")
     arena = slots[slot] if slots else None
-    return Run(frame.id, handle, rows, slot, _decode_tensors(frame, _RUN.size, arena))
+    tensors = _decode_tensors(frame, _RUN.size, arena)
+    return Run(frame.id, handle, rows, slot, tensors, alone)
 
 
 def decode_result(frame: Frame, arena: memoryview | None = None) -> Result:

@@ -64,7 +64,7 @@ class BatchWindow:
         levels: Number of priority levels, at least 1.
     """
 
-    __slots__ = ("_dead", "_levels", "_live", "_policy", "_rows")
+    __slots__ = ("_bytes", "_dead", "_levels", "_live", "_policy", "_rows")
 
     def __init__(self, policy: BatchPolicy, levels: int = 1) -> None:
         self._policy = policy
@@ -72,6 +72,7 @@ class BatchWindow:
         self._live = 0
         self._dead = 0
         self._rows = 0
+        self._bytes = 0
 
     def __len__(self) -> int:
         """Return the number of requests that still wait."""
@@ -86,6 +87,8 @@ class BatchWindow:
         """Return whether waiting longer would not make the next batch larger."""
         if not self._policy.across_requests:
             return self._live > 0
+        if self._bytes >= self._policy.max_bytes:
+            return True
         return self._rows >= self._target()
 
     def add(self, pending: Pending) -> None:
@@ -93,12 +96,14 @@ class BatchWindow:
         self._levels[pending.level].append(pending)
         self._live += 1
         self._rows += pending.rows
+        self._bytes += pending.nbytes
 
     def abandoned(self, pending: Pending) -> None:
         """Note that a waiting request was resolved otherwise; its rows stay out."""
         self._live -= 1
         self._dead += 1
         self._rows -= pending.rows
+        self._bytes -= pending.nbytes
         if self._dead > self._live + _SWEEP_SLACK:
             self._levels = [
                 deque(p for p in level if p.phase is Phase.QUEUED)
@@ -142,16 +147,19 @@ class BatchWindow:
                     rows + pending.rows > max_rows
                     or nbytes + pending.nbytes > policy.max_bytes
                 ):
-                    return self._leave(requests, rows, CloseReason.FULL)
+                    return self._leave(requests, rows, nbytes, CloseReason.FULL)
                 level.popleft()
                 requests.append(pending)
                 rows += pending.rows
                 nbytes += pending.nbytes
-        return self._leave(requests, rows, reason) if requests else None
+        return self._leave(requests, rows, nbytes, reason) if requests else None
 
-    def _leave(self, requests: list[Pending], rows: int, reason: CloseReason) -> Batch:
+    def _leave(
+        self, requests: list[Pending], rows: int, nbytes: int, reason: CloseReason
+    ) -> Batch:
         self._live -= len(requests)
         self._rows -= rows
+        self._bytes -= nbytes
         return Batch(requests, rows, reason)
 
     def _target(self) -> int:
@@ -169,10 +177,11 @@ class BatchWindow:
         return CloseReason.WORKER_FREE
 
     def _leave_by_ns(self, pending: Pending, run_ns: int) -> int:
-        return min(
+        leave_by = min(
             pending.admitted_ns + self._policy.max_delay_ns,
             pending.deadline_ns - run_ns,
         )
+        return min(leave_by, pending.queue_deadline_ns or leave_by)
 
     def waiting(self) -> Iterator[Pending]:
         """Yield what still waits, in order."""

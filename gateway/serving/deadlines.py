@@ -8,6 +8,8 @@ from gateway.serving.pending import Pending
 
 TICK_NS = 5_000_000
 """Width of a bucket: a request expires at most this long after its instant."""
+_HEAP_SLACK = 64
+"""Ticks of emptied buckets that the heap may hold beside those of full ones."""
 
 
 class DeadlineWheel:
@@ -41,22 +43,25 @@ class DeadlineWheel:
         bucket = self._buckets.get(tick)
         if bucket is not None:
             bucket.discard(pending)
+            if not bucket:
+                del self._buckets[tick]
+                if len(self._heap) > 2 * len(self._buckets) + _HEAP_SLACK:
+                    self._heap = list(self._buckets)
+                    heapq.heapify(self._heap)
 
     def next_ns(self) -> int | None:
         """Return when the earliest bucket that holds anything is due, or ``None``."""
         heap = self._heap
-        while heap:
-            if self._buckets[heap[0]]:
-                return heap[0] * self._tick_ns
-            del self._buckets[heapq.heappop(heap)]
-        return None
+        while heap and heap[0] not in self._buckets:
+            heapq.heappop(heap)  # emptied since
+        return heap[0] * self._tick_ns if heap else None
 
     def expire(self, now_ns: int) -> list[Pending]:
         """Remove and return every request whose instant has passed."""
         expired: list[Pending] = []
         heap = self._heap
         while heap and heap[0] * self._tick_ns <= now_ns:
-            expired.extend(self._buckets.pop(heapq.heappop(heap)))
+            expired.extend(self._buckets.pop(heapq.heappop(heap), ()))
         return expired
 
     def __len__(self) -> int:

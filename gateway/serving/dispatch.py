@@ -14,12 +14,9 @@ from gateway.catalogue import Catalogue, State, VersionEntry
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
-    ModelFailed,
     QueueTimeout,
-    TooLarge,
     WorkerLost,
 )
-from gateway.logs import get_logger
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batch, CloseReason
 from gateway.serving.deadlines import DeadlineWheel
@@ -29,10 +26,11 @@ from gateway.serving.rows import rows_of_request
 from gateway.serving.statistics import VersionStatistics
 from workers.wire import CREDITS, Failure, Result
 
-_log = get_logger("dispatch")
-
-_LOG_PERIOD_NS = 1_000_000_000
-"""At most one line a second per version says why requests fail."""
+_TIMER_TICK_NS = 1_000_000
+"""Resolution of the loop's timers (uvloop rounds to milliseconds)."""
+_TIMER_SLACK_NS = 1_500_000
+"""A wait for company that would end within this ends now: a timer could not tell,
+and leaving early is always allowed."""
 _NEVER = -1
 """Pushback that forbids retries (gRFC A6): two dead workers are enough."""
 
@@ -66,6 +64,7 @@ class Dispatcher:
         self._active: dict[int, VersionQueue] = {}
         self._wheel = DeadlineWheel()
         self._pump_due = False
+        self._settling: set[VersionQueue] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._wake_ns = 0
         self._expiry: asyncio.TimerHandle | None = None
@@ -109,13 +108,14 @@ class Dispatcher:
         for handle, queue in tuple(self._queues.items()):
             if handle not in kept and handle not in held and not queue.empty():
                 self._move(queue, catalogue)
-                self._if_idle(queue)
+                self._settle(queue)
         busy = []
         for handle in tuple(self._queues):
             if handle in kept:
                 continue
-            if self._idle(handle):
+            if self._queues[handle].idle():
                 del self._queues[handle]
+                self._active.pop(handle, None)
             else:
                 busy.append(handle)
         return busy
@@ -135,7 +135,7 @@ class Dispatcher:
                 self._fail(queue, pending, error)
                 continue
             successor = self.queue_for(queue.model, entry)
-            pending.handle = entry.handle
+            pending.queue = successor
             pending.level = min(pending.level, successor.levels - 1)
             pending.phase = Phase.QUEUED
             successor.add(pending)
@@ -146,16 +146,13 @@ class Dispatcher:
         """Return the slowest recent run over all versions, for the watchdog."""
         return max((q.slowest_run_ns for q in self._queues.values()), default=0)
 
-    def _idle(self, handle: int) -> bool:
-        queue = self._queues[handle]
-        return queue.empty() and not queue.running
-
     # -- requests in ------------------------------------------------------------
 
     def submit(self, pending: Pending, queue: VersionQueue) -> None:
         """Take an admitted request; its outcome comes through its callbacks."""
+        pending.queue = queue
         queue.add(pending)
-        self._active[pending.handle] = queue
+        self._active[queue.entry.handle] = queue
         expires_ns = pending.deadline_ns
         if 0 < pending.queue_deadline_ns < expires_ns:
             expires_ns = pending.queue_deadline_ns
@@ -168,11 +165,11 @@ class Dispatcher:
         """Forget a request whose client left; its callbacks are never called."""
         if pending.phase is Phase.DONE:
             return
-        queue = self._queues[pending.handle]
+        queue = pending.queue
+        assert queue is not None  # it was submitted
         queue.statistics.dropped_rows["cancelled"] += pending.rows
         queue.statistics.failed(pending, "cancelled", self._now())
         self._finish(queue, pending)
-        self._if_idle(queue)
 
     def _finish(self, queue: VersionQueue, pending: Pending) -> None:
         """Take a request out of everything it is in. The one way out."""
@@ -181,16 +178,29 @@ class Dispatcher:
         pending.phase = Phase.DONE
         self._wheel.remove(pending)
         self._admission.release(queue.model, pending.nbytes)
+        self._settle(queue)
 
     def _fail(self, queue: VersionQueue, pending: Pending, error: GatewayError) -> None:
         queue.statistics.failed(pending, error.label, self._now())
         self._finish(queue, pending)
         pending.on_error(pending, error)
 
-    def _if_idle(self, queue: VersionQueue) -> None:
-        if not queue.running and queue.empty():
-            self._active.pop(queue.entry.handle, None)
-            self.on_idle_handle(queue.entry.handle)
+    def _settle(self, queue: VersionQueue) -> None:
+        """Look, once this turn is over, whether a queue has become idle.
+
+        Not at once: callbacks of a request may cancel others, and whoever is told
+        that a load is idle may drop its queue, which the caller still uses.
+        """
+        self._settling.add(queue)
+        self._pump_soon()
+
+    def _tell_idle(self) -> None:
+        settling, self._settling = self._settling, set()
+        for queue in settling:
+            handle = queue.entry.handle
+            if queue.idle():
+                self._active.pop(handle, None)
+                self.on_idle_handle(handle)
 
     # -- deadlines --------------------------------------------------------------
 
@@ -204,11 +214,17 @@ class Dispatcher:
             self._expiry = self._loop.call_at(due / 1e9, self._expire)
 
     def _expire(self) -> None:
-        now = self._now()
+        try:
+            self._expire_due(self._now())
+        finally:  # whatever a callback did: deadlines go on
+            self._arm_expiry()
+
+    def _expire_due(self, now: int) -> None:
         for pending in self._wheel.expire(now):
             if pending.phase is Phase.DONE:
                 continue  # cancelled just now: its stream ended with another's error
-            queue = self._queues[pending.handle]
+            queue = pending.queue
+            assert queue is not None  # it was submitted
             if pending.deadline_ns <= now:
                 queue.statistics.dropped_rows["expired"] += pending.rows
                 text = "Deadline exceeded before an answer was there"
@@ -219,8 +235,6 @@ class Dispatcher:
                 self._fail(queue, pending, QueueTimeout(text))
             else:  # it left the queue in time: only the deadline counts now
                 self._wheel.add(pending, pending.deadline_ns)
-            self._if_idle(queue)
-        self._arm_expiry()
 
     # -- batches out ------------------------------------------------------------
 
@@ -241,7 +255,7 @@ class Dispatcher:
                 port = self._free_port(handle)
                 if port is None or (port.credits < CREDITS and not queue.full()):
                     continue  # a busy worker prefetches full batches only
-                batch, until = queue.take(now)
+                batch, until = queue.take(now + _TIMER_SLACK_NS)
                 if until and (not wake_ns or until < wake_ns):
                     wake_ns = until
                 if batch is None:
@@ -252,6 +266,7 @@ class Dispatcher:
                 self._send(port, queue, batch, now)
                 progress = True
         self._arm_wake(wake_ns)
+        self._tell_idle()
 
     def _free_port(self, handle: int) -> WorkerPort | None:
         best: WorkerPort | None = None
@@ -280,7 +295,8 @@ class Dispatcher:
             self._wake = None
         self._wake_ns = wake_ns
         if wake_ns:
-            self._wake = self._loop.call_at(wake_ns / 1e9, self._woken)
+            due_ns = wake_ns - _TIMER_TICK_NS
+            self._wake = self._loop.call_at(due_ns / 1e9, self._woken)
 
     def _woken(self) -> None:
         self._wake = None
@@ -315,8 +331,7 @@ class Dispatcher:
                 self._finish(queue, pending)
                 pending.on_result(pending, rows, timing)
             start = end
-        self._if_idle(queue)
-        self._pump_soon()
+        self._settle(queue)
 
     def batch_failed(
         self, queue: VersionQueue, batch: Batch, failure: Failure, message: str
@@ -330,9 +345,9 @@ class Dispatcher:
             for part in Batch(live, 0, batch.reason).split():
                 self._again(queue, part.requests, counts=False)
         elif live:
-            self._fail(queue, live[0], self._run_error(queue, failure, message))
-        self._if_idle(queue)
-        self._pump_soon()
+            error = queue.run_error(failure, message, self._now())
+            self._fail(queue, live[0], error)
+        self._settle(queue)
 
     def batch_lost(self, queue: VersionQueue, batch: Batch, *, ran: bool) -> None:
         """Deal with a batch whose worker died.
@@ -347,8 +362,7 @@ class Dispatcher:
         # Alone, so that a request that kills its worker takes no other along.
         for part in [[pending] for pending in live] if ran else [live]:
             self._again(queue, part, counts=ran)
-        self._if_idle(queue)
-        self._pump_soon()
+        self._settle(queue)
 
     def _again(
         self,
@@ -372,22 +386,3 @@ class Dispatcher:
         if again:
             queue.retry(Batch(again, 0, CloseReason.RETRY))
             self._active[queue.entry.handle] = queue
-
-    def _run_error(
-        self, queue: VersionQueue, failure: Failure, message: str
-    ) -> GatewayError:
-        """Make the client's error; the model's own words go to the log only."""
-        name = f"'{queue.model}' version {queue.entry.version}"
-        now = self._now()
-        if now - queue.failure_logged_ns >= _LOG_PERIOD_NS:
-            queue.failure_logged_ns = now
-            _log.warning(
-                "run_failed",
-                model=queue.model,
-                version=queue.entry.version,
-                reason=message,
-                failed_so_far=queue.statistics.fail[0] + 1,
-            )
-        if failure is Failure.OUT_OF_MEMORY:
-            return TooLarge(f"{name} ran out of memory on this request")
-        return ModelFailed(f"{name} failed on this request; the server's log says why")

@@ -76,7 +76,7 @@ class HealthWatch:
         """Stop watching."""
         self._state.unwatch(self._changed)
 
-    def on_sent(self, queued: int) -> None:
+    def on_sent(self, queued: int, queued_bytes: int) -> None:
         """Nothing to hold back: a status is sent only when it changed."""
 
     def _changed(self) -> None:

@@ -68,6 +68,7 @@ class InferService:
         now_ns: Monotonic clock.
         default_timeout_ns: Deadline of a request that brings none.
         max_stream_inflight: Requests of one stream not yet answered.
+        max_stream_bytes: Bytes of answers of one stream not yet taken.
     """
 
     def __init__(
@@ -79,13 +80,14 @@ class InferService:
         now_ns: Callable[[], int],
         default_timeout_ns: int,
         max_stream_inflight: int,
+        max_stream_bytes: int,
     ) -> None:
         self._state = state
         self._dispatcher = dispatcher
         self._admission = admission
         self._now = now_ns
         self._default_timeout_ns = default_timeout_ns
-        self._max_stream_inflight = max_stream_inflight
+        self._stream_limits = max_stream_inflight, max_stream_bytes
         self._ids = PredictionIds()
         self._streams: set[InferStream] = set()
         self.rejected: Counter[str] = Counter()
@@ -100,9 +102,7 @@ class InferService:
 
     def model_stream_infer(self, stream: StreamCall) -> InferStream:
         """Serve ModelStreamInfer."""
-        handler = InferStream(
-            self, stream, self._max_stream_inflight, self._streams.discard
-        )
+        handler = InferStream(self, stream, *self._stream_limits, self._streams.discard)
         self._streams.add(handler)
         return handler
 
@@ -146,7 +146,6 @@ class InferService:
             request.model_name, checked.nbytes, entry.queue.max_requests
         )
         pending = exchange.pending = Pending(
-            handle=entry.handle,
             rows=checked.rows,
             inputs=checked.tensors,
             shape_key=checked.shape_key,
@@ -239,6 +238,7 @@ class InferStream:
         stream: The transport's side.
         max_inflight: Requests not yet answered, or answers not yet written out,
             above which the stream is not read.
+        max_bytes: Bytes of answers not yet written out, likewise.
         ended: Called once with the handler when the stream is over.
     """
 
@@ -247,14 +247,17 @@ class InferStream:
         service: InferService,
         stream: StreamCall,
         max_inflight: int,
+        max_bytes: int,
         ended: Callable[[InferStream], None],
     ) -> None:
         self._service = service
         self._stream = stream
         self._max_inflight = max_inflight
+        self._max_bytes = max_bytes
         self._ended = ended
         self._order: deque[_Slot] = deque()
         self._unsent = 0
+        self._unsent_bytes = 0
         self._paused = False
         self._last: GatewayError | None = None
         self._closing = False
@@ -283,9 +286,10 @@ class InferStream:
         """Drop everything in flight."""
         self._end()
 
-    def on_sent(self, queued: int) -> None:
+    def on_sent(self, queued: int, queued_bytes: int) -> None:
         """Note how many answers the transport still holds."""
         self._unsent = queued
+        self._unsent_bytes = queued_bytes
         self._balance()
 
     def drain(self) -> None:
@@ -328,6 +332,7 @@ class InferStream:
             answer = order.popleft().answer
             assert answer is not None
             self._unsent += 1
+            self._unsent_bytes += len(answer)
             self._stream.send(answer)
         if self._closing and not order:
             self._end()
@@ -337,11 +342,14 @@ class InferStream:
 
     def _balance(self) -> None:
         """Read on or hold back, by what the client has not yet taken."""
-        load = len(self._order) + self._unsent
-        if not self._paused and load >= self._max_inflight:
+        load = max(
+            (len(self._order) + self._unsent) / self._max_inflight,
+            self._unsent_bytes / self._max_bytes,
+        )
+        if not self._paused and load >= 1:
             self._paused = True
             self._stream.pause()
-        elif self._paused and load <= self._max_inflight // 2:
+        elif self._paused and load <= 0.5:
             self._paused = False
             self._stream.resume()
 

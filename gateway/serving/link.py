@@ -110,6 +110,8 @@ class WorkerLink(asyncio.Protocol):
             await loop.create_connection(lambda: self, sock=sock)
         except BaseException:
             sock.close()
+            if self._arena is not None:
+                self._arena.close()
             raise
 
     def close(self) -> None:
@@ -132,7 +134,9 @@ class WorkerLink(asyncio.Protocol):
         slot = self._slots.pop()
         id_ = self._next_id
         self._next_id += 1
-        run = Run(id_, queue.entry.handle, batch.rows, slot, _tensors(queue, batch))
+        alone = any(pending.attempts for pending in batch.requests)
+        tensors = _tensors(queue, batch)
+        run = Run(id_, queue.entry.handle, batch.rows, slot, tensors, alone)
         arena = None
         if self._arena is not None:
             nbytes = sum(pending.nbytes for pending in batch.requests)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gateway.rpc import Methods
 from gateway.serving.health import HealthService
 from gateway.serving.infer import InferService
 from gateway.serving.reflection import ReflectionStream
 from gateway.serving.server import ServerService
+from gateway.serving.state import FrontState
 
 _OIP = "/inference.GRPCInferenceService/"
 _HEALTH = "/grpc.health.v1.Health/"
@@ -14,9 +17,13 @@ _REFLECTION = "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
 
 
 def methods(
-    infer: InferService, server: ServerService, health: HealthService
+    infer: InferService,
+    server: ServerService,
+    health: HealthService,
+    state: FrontState,
 ) -> Methods:
     """Build the table; any other path is UNIMPLEMENTED in the transport."""
+    reflection = partial(ReflectionStream, state)
     return Methods(
         unary={
             _OIP + "ModelInfer": infer.model_infer,
@@ -37,7 +44,7 @@ def methods(
         streams={
             _OIP + "ModelStreamInfer": infer.model_stream_infer,
             _HEALTH + "Watch": health.watch,
-            _REFLECTION.format("v1"): ReflectionStream,
-            _REFLECTION.format("v1alpha"): ReflectionStream,
+            _REFLECTION.format("v1"): reflection,
+            _REFLECTION.format("v1alpha"): reflection,
         },
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import GatewayError
 from workers.wire import Buffer
+
+if TYPE_CHECKING:
+    from gateway.serving.queues import VersionQueue
 
 
 class Phase(IntEnum):
@@ -38,7 +41,7 @@ class Pending:
     """One admitted request: its rows, its limits, and whom to tell.
 
     Attributes:
-        handle: The load of the version that serves it.
+        queue: The queue of the version that serves it, from `submit` on.
         rows: Rows in the batch dimension; 1 where there is none.
         inputs: Per present input: spec index, full shape, raw bytes.
         shape_key: Equal for requests that may share a batch.
@@ -61,13 +64,13 @@ class Pending:
         "attempts",
         "deadline_ns",
         "expires_ns",
-        "handle",
         "inputs",
         "level",
         "nbytes",
         "on_error",
         "on_result",
         "phase",
+        "queue",
         "queue_deadline_ns",
         "rows",
         "sent_ns",
@@ -77,7 +80,6 @@ class Pending:
     def __init__(
         self,
         *,
-        handle: int,
         rows: int,
         inputs: list[tuple[int, tuple[int, ...], Buffer]],
         shape_key: tuple[object, ...],
@@ -89,7 +91,7 @@ class Pending:
         on_result: Callable[[Pending, list[RowTensor], Timing], None],
         on_error: Callable[[Pending, GatewayError], None],
     ) -> None:
-        self.handle = handle
+        self.queue: VersionQueue | None = None
         self.rows = rows
         self.inputs = inputs
         self.shape_key = shape_key

@@ -6,10 +6,18 @@ from collections import deque
 from typing import Protocol
 
 from gateway.catalogue import VersionEntry
+from gateway.errors import GatewayError, ModelFailed, TooLarge
+from gateway.logs import get_logger
 from gateway.serving.batching import Batch, BatchWindow, CloseReason
 from gateway.serving.pending import Pending, Phase
 from gateway.serving.statistics import VersionStatistics
 from workers.spec import ModelSpec
+from workers.wire import Failure
+
+_log = get_logger("queues")
+
+_LOG_PERIOD_NS = 1_000_000_000
+"""At most one line a second per version says why requests fail."""
 
 
 class VersionQueue:
@@ -71,6 +79,26 @@ class VersionQueue:
         while self._retries and not _any_waits(self._retries[0]):
             self._retries.popleft()
         return not self._windows and not self._retries
+
+    def run_error(self, failure: Failure, message: str, now_ns: int) -> GatewayError:
+        """Make the client's error; the model's own words go to the log only."""
+        name = f"'{self.model}' version {self.entry.version}"
+        if now_ns - self.failure_logged_ns >= _LOG_PERIOD_NS:
+            self.failure_logged_ns = now_ns
+            _log.warning(
+                "run_failed",
+                model=self.model,
+                version=self.entry.version,
+                reason=message,
+                failed_so_far=self.statistics.fail[0] + 1,
+            )
+        if failure is Failure.OUT_OF_MEMORY:
+            return TooLarge(f"{name} ran out of memory on this request")
+        return ModelFailed(f"{name} failed on this request; the server's log says why")
+
+    def idle(self) -> bool:
+        """Return whether nothing waits and nothing is at a worker."""
+        return not self.running and self.empty()
 
     def full(self) -> bool:
         """Return whether a batch waits that waiting longer would not make larger."""

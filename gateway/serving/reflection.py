@@ -12,9 +12,10 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
-from gateway.errors import Code, InvalidRequest
+from gateway.errors import Code, Draining, GatewayError, InvalidRequest
 from gateway.protocol import inference_pb2
 from gateway.rpc import StreamCall
+from gateway.serving.state import FrontState
 
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
@@ -26,29 +27,43 @@ are v1alpha's, and there is no descriptor of it to describe it with."""
 
 
 class ReflectionStream:
-    """One ServerReflectionInfo stream: each request is answered at once."""
+    """One ServerReflectionInfo stream: one question at a time."""
 
-    def __init__(self, stream: StreamCall) -> None:
+    def __init__(self, state: FrontState, stream: StreamCall) -> None:
+        self._state = state
         self._stream = stream
+        state.watch(self._changed)
 
     def on_message(self, message: bytes) -> None:
         """Answer one question."""
         try:
             request = pb.ServerReflectionRequest.FromString(message)
         except DecodeError:
-            self._stream.finish(InvalidRequest("not a valid ServerReflectionRequest"))
+            self._end(InvalidRequest("not a valid ServerReflectionRequest"))
             return
+        self._stream.pause()
         self._stream.send(_answer(request).SerializeToString())
 
     def on_half_close(self) -> None:
         """End: everything is answered."""
-        self._stream.finish()
+        self._end()
 
     def on_cancel(self) -> None:
-        """Nothing is in flight."""
+        """Stop watching the state."""
+        self._state.unwatch(self._changed)
 
-    def on_sent(self, queued: int) -> None:
-        """Answers are small and asked for one by one."""
+    def on_sent(self, queued: int, queued_bytes: int) -> None:
+        """Read on once the client has taken the answers."""
+        if not queued:
+            self._stream.resume()
+
+    def _changed(self) -> None:
+        if self._state.closing:
+            self._end(Draining("this server is going away"))
+
+    def _end(self, error: GatewayError | None = None) -> None:
+        self._state.unwatch(self._changed)
+        self._stream.finish(error)
 
 
 def _answer(

@@ -105,6 +105,7 @@ class _StreamCall:
     def __init__(self, context: _Context, deadline_ns: int) -> None:
         self._context = context
         self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
         self._wake = asyncio.Event()
         self._finished = False
         self._error: GatewayError | None = None
@@ -117,6 +118,7 @@ class _StreamCall:
 
     def send(self, message: bytes) -> None:
         self._outbox.append(message)
+        self._outbox_bytes += len(message)
         self._wake.set()
 
     def finish(self, error: GatewayError | None = None) -> None:
@@ -136,8 +138,10 @@ class _StreamCall:
         outbox = self._outbox
         while True:
             while outbox:
-                await self._context.write(outbox.popleft())
-                handler.on_sent(len(outbox))
+                message = outbox.popleft()
+                await self._context.write(message)
+                self._outbox_bytes -= len(message)
+                handler.on_sent(len(outbox), self._outbox_bytes)
             if self._finished:
                 break
             self._wake.clear()

@@ -22,7 +22,6 @@ FAR_NS = 1 << 62
 def make_pending(**changes: Any) -> Pending:
     """Return a request of one row that nobody waits for."""
     values: dict[str, Any] = {
-        "handle": 1,
         "rows": 1,
         "inputs": [],
         "shape_key": (),

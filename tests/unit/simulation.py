@@ -78,7 +78,7 @@ class World:
             pushback_ms=25,
         )
         self.idle_told: set[int] = set()
-        self.dispatcher.on_idle_handle = self.idle_told.add
+        self.dispatcher.on_idle_handle = self.told_idle
         self.models: dict[str, VersionEntry] = {}
         self.loads: dict[int, VersionEntry] = {}
         self.used: set[int] = set()
@@ -115,14 +115,23 @@ class World:
                 port.handles |= {self.models[model].handle}
         self.publish()
 
-    def publish(self) -> None:
-        """Tell the dispatcher what is served now, as a front does."""
+    def catalogue(self) -> Catalogue:
         models = {
             name: ModelEntry(name, {entry.version: entry})
             for name, entry in self.models.items()
         }
-        self.dispatcher.retain(Catalogue(models=models))
+        return Catalogue(models=models)
+
+    def publish(self) -> None:
+        """Tell the dispatcher what is served now, as a front does."""
+        self.dispatcher.retain(self.catalogue())
         self.dispatcher.port_changed()
+
+    def told_idle(self, handle: int) -> None:
+        """Drop the queue of a load that is gone, as a front does."""
+        self.idle_told.add(handle)
+        if handle not in self.catalogue().handles():
+            self.dispatcher.retain(self.catalogue())
 
     # -- what happens -----------------------------------------------------------
 
@@ -160,7 +169,6 @@ class World:
         raw = b"".join(value.to_bytes(8, "little") for value in values)
         client = SimulatedClient(self, model, values)
         client.pending = make_pending(
-            handle=entry.handle,
             rows=rows,
             inputs=[(0, (rows,), raw)],
             shape_key=(draw.choice("ab"),),
@@ -310,13 +318,16 @@ class World:
         else:
             assert isinstance(error, WorkerLost)
             current = self.models[client.model].handle
-            assert pending.attempts == self.max_attempts or pending.handle != current
+            assert (
+                pending.attempts == self.max_attempts
+                or pending.queue.entry.handle != current
+            )
 
     def _check_batch(self, entry: VersionEntry, batch: Batch) -> None:
         policy = entry.batching
         assert batch.rows == sum(p.rows for p in batch.requests)
         assert batch.rows <= max(policy.max_rows, 1)
-        assert {p.handle for p in batch.requests} == {entry.handle}
+        assert {p.queue.entry.handle for p in batch.requests} == {entry.handle}
         assert len({p.shape_key for p in batch.requests}) == 1
         assert len(set(batch.requests)) == len(batch.requests)
         if len(batch.requests) > 1:
@@ -334,9 +345,10 @@ class World:
         for client in waiting:
             pending = client.pending
             assert pending is not None
-            if pending.handle not in idle or pending.phase is Phase.RUNNING:
+            handle = pending.queue.entry.handle
+            if handle not in idle or pending.phase is Phase.RUNNING:
                 continue
-            delay = self.loads[pending.handle].batching.max_delay_ns
+            delay = self.loads[handle].batching.max_delay_ns
             assert pending.phase is Phase.QUEUED, "a retry was forgotten"
             assert self.loop.now < pending.admitted_ns + delay, "forgotten"
             due = self.loop.next_timer_ns()

@@ -118,6 +118,8 @@ class WindowMachine(RuleBasedStateMachine):
         if not self.policy.across_requests:
             return bool(self.waiting)
         target = self.policy.target_rows or self.policy.max_rows
+        if sum(p.nbytes for p in self.waiting) >= self.policy.max_bytes:
+            return True
         return sum(p.rows for p in self.waiting) >= target
 
     def _within_limits(self, batch: Batch, left: list[Pending]) -> None:

@@ -76,7 +76,6 @@ class Bench:
         raw = b"".join((self.next_value + n).to_bytes(8, "little") for n in range(rows))
         self.next_value += rows
         client.pending = make_pending(
-            handle=entry.handle,
             rows=rows,
             inputs=[(0, (rows,), raw)],
             nbytes=len(raw),
@@ -254,6 +253,7 @@ class TestLostWorkers:
         assert bench.idle == []
         if ending == "cancel":
             bench.cancel(client)
+            bench.loop.turn()
         else:
             bench.loop.advance(bench.loop.now + 20 * MS)
         assert bench.idle == [1]
@@ -307,7 +307,7 @@ class TestTurns:
             for _ in range(count):
                 bench.submit(entry=entry)
         port = bench.port(1, 2, 3)
-        order = [bench.succeed(port).requests[0].handle for _ in range(30)]
+        order = [bench.succeed(port).requests[0].queue.entry.handle for _ in range(30)]
         for start in range(0, 30, 3):
             assert sorted(order[start : start + 3]) == [1, 2, 3]
 
@@ -361,7 +361,7 @@ class TestTime:
         bench.submit()
         bench.loop.advance(start + 4 * MS)
         bench.submit()
-        bench.loop.advance(start + 10 * MS - 1)
+        bench.loop.advance(start + 8 * MS)  # timers are in whole milliseconds
         assert not port.sent
         bench.loop.advance(start + 10 * MS)
         ((_, batch),) = port.sent
