@@ -8,12 +8,12 @@ padding. BYTES elements are each a 4-byte little-endian length and the bytes
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizer.datatypes import DATATYPES
+from featurizer.datatypes import DATATYPES, DataType
 
 _LENGTH = struct.Struct("<I")
 
@@ -38,22 +38,48 @@ def encode_bytes_elements(elements: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def decode_bytes_elements(raw: bytes | bytearray | memoryview) -> list[bytes]:
+def encode_typed_values(values: Sequence[float], datatype: DataType) -> bytes:
+    """Encode the values of a typed contents field, any but ``bytes_contents``.
+
+    Args:
+        values: Row-major values, in the range of the field.
+        datatype: Of the tensor; of 8- and 16-bit integers the low-order bytes of
+            the 32-bit value are taken, as Triton takes them.
+
+    Returns:
+        Little-endian bytes without padding.
+    """
+    if datatype.contents_field in ("int_contents", "uint_contents"):
+        wide = "<i4" if datatype.contents_field == "int_contents" else "<u4"
+        return np.array(values, dtype=wide).astype(datatype.numpy).tobytes()
+    return np.array(values, dtype=datatype.numpy).tobytes()
+
+
+def decode_bytes_elements(
+    raw: bytes | bytearray | memoryview, max_elements: int | None = None
+) -> list[bytes]:
     """Split the raw BYTES form into its elements.
 
     Args:
         raw: Length-prefixed elements.
+        max_elements: Elements to decode at most, which bounds the work whatever
+            the size of `raw`; ``None`` for no bound.
 
     Returns:
         The elements in row-major order.
 
     Raises:
-        EncodingError: A length runs past the end of `raw`.
+        EncodingError: A length runs past the end of `raw`, or there are bytes
+            behind `max_elements` elements; these bytes are not looked at.
     """
     data = bytes(raw)
     elements: list[bytes] = []
     position, end = 0, len(data)
     while position < end:
+        if len(elements) == max_elements:
+            raise EncodingError(
+                f"more than {max_elements} elements (byte {position} of {end})"
+            )
         if end - position < _LENGTH.size:
             raise EncodingError(f"truncated element length at byte {position} of {end}")
         (length,) = _LENGTH.unpack_from(data, position)

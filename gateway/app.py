@@ -33,6 +33,8 @@ from workers.spec import LoadOrder, LoadReport
 
 _log = get_logger("supervisor")
 
+_MAX_PORT = 65_535
+
 
 class StartError(Exception):
     """The gateway cannot start; one line with the way out."""
@@ -178,6 +180,11 @@ class Gateway:
         shared = grpc.port_mode == "shared"
         for index in range(1 if shared else grpc.fronts):
             port = grpc.port + index if grpc.port else 0
+            if port > _MAX_PORT:
+                raise StartError(
+                    f"front {index} would listen on port {port}, above {_MAX_PORT}; "
+                    "choose a lower --port (grpc.port)"
+                )
             family = socket.AF_INET6 if ":" in grpc.host else socket.AF_INET
             try:
                 with socket.socket(family, socket.SOCK_STREAM) as probe:

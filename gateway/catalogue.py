@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 from pydantic import TypeAdapter
 
-from gateway.errors import InvalidRequest, NotReady, UnknownModel
+from gateway.errors import Code, InvalidRequest, NotReady, UnknownModel
 from workers.spec import ModelSpec
+
+UNLOADED = "unloaded"
+"""Reason of a version that somebody took out of service."""
+
+
+class NoVersions(NotReady):
+    """The model is known, but none of its versions is meant to serve."""
+
+    code: ClassVar[Code] = Code.NOT_FOUND
+    label: ClassVar[str] = "not_found"
 
 
 class State(StrEnum):
@@ -141,6 +152,7 @@ class Catalogue:
             UnknownModel: There is no such model or version.
             InvalidRequest: `version` is not an integer.
             NotReady: No version of the model serves.
+            NoVersions: The same, because it was unloaded.
         """
         entry = self.models.get(model)
         if entry is None:
@@ -151,6 +163,8 @@ class Catalogue:
                 return max(ready, key=_number)
             if not entry.versions:
                 raise UnknownModel(f"'{model}' has no available versions")
+            if all(v.reason == UNLOADED for v in entry.versions.values()):
+                raise NoVersions(f"'{model}' has no available versions")
             raise NotReady(_not_ready(model, max(entry.versions.values(), key=_number)))
         if not (version.isascii() and version.isdigit()) or len(version) > 18:
             raise InvalidRequest(

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ _log = get_logger("front")
 
 _REPORT_PERIOD_S = 1.0
 """Counters are pushed this often, so that a kill -9 loses at most that much."""
+_TIMER_NS = 10_000_000
+"""A timer may fire this much early: uvloop counts in whole milliseconds."""
 
 
 class Front:
@@ -87,8 +90,12 @@ class Front:
         self._first_catalogue: asyncio.Future[None] = loop.create_future()
         self._stop = asyncio.Event()
 
-    async def run(self, control_path: str, address: str) -> None:
-        """Serve until told to stop, then drain."""
+    async def run(self, control_path: str, address: str) -> int:
+        """Serve until told to stop, then drain.
+
+        Returns:
+            Exit code: 0 after a clean drain, 1 if calls had to be cut.
+        """
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self._channel, control_path)
         hello = {"role": "front", "index": self._index, "pid": os.getpid()}
@@ -100,25 +107,35 @@ class Front:
             (self._first_catalogue, stopped), return_when=asyncio.FIRST_COMPLETED
         )
         if stopped.done():
-            return
+            return 0
         await self._listener.start(address)
         self._channel.tell({"op": "listening", "address": address})
         reporter = loop.create_task(self._report_forever())
         await stopped
-        await self._drain()
+        clean = await self._drain()
         reporter.cancel()
         self._report()
         self._channel.close()
+        return 0 if clean else 1
 
-    async def _drain(self) -> None:
-        """Leave in the order that loses nothing: say so, wait, close, finish."""
+    async def _drain(self) -> bool:
+        """Leave in the order that loses nothing: say so, wait, close, finish.
+
+        Returns:
+            Whether every call ended in time; otherwise those left were cut.
+        """
         drain = self._config.drain
         _log.info("draining", front=self._index)
         self.state.drain()
         await asyncio.sleep(drain.pre_drain_ms / 1000)
         self.state.close()
         self.infer.drain_streams()
+        closed_ns = now_ns()
         await self._listener.stop(drain.timeout_s)
+        clean = now_ns() - closed_ns < drain.timeout_s * 1_000_000_000 - _TIMER_NS
+        if not clean:
+            _log.error("drain_cut", front=self._index, timeout_s=drain.timeout_s)
+        return clean
 
     # -- the supervisor ---------------------------------------------------------
 
@@ -255,10 +272,11 @@ def main() -> None:
     config = Config.model_validate_json(arguments.config.read_text())
     configure(config.log.level, config.log.format, f"front-{arguments.index}")
 
-    async def run() -> None:
-        await Front(config, arguments.index).run(arguments.control, arguments.address)
+    async def run() -> int:
+        front = Front(config, arguments.index)
+        return await front.run(arguments.control, arguments.address)
 
-    uvloop.run(run())
+    sys.exit(uvloop.run(run()))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from workers.spec import (
     SessionSettings,
 )
 
+INTERNAL_ERROR = "loading failed with an internal error; the server's log says why"
+"""All that clients learn of an exception nobody foresaw."""
+
 
 def check(order: LoadOrder) -> LoadReport:
     """Load, probe and warm up a version, and let it go.
@@ -35,10 +38,9 @@ def check(order: LoadOrder) -> LoadReport:
         loaded = open_version(order)
     except LoadRefused as refused:
         return LoadReport(order.handle, error=str(refused))
-    except Exception as error:  # the edge: whatever it is, the version is not to load
+    except Exception:  # the edge: whatever it is, the version is not to load
         traceback.print_exc()
-        message = " ".join(str(error).split())
-        return LoadReport(order.handle, error=f"{type(error).__name__}: {message}")
+        return LoadReport(order.handle, error=INTERNAL_ERROR)
     loaded.close()
     return loaded.report
 

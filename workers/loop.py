@@ -22,6 +22,7 @@ from typing import Any
 from workers import wire
 from workers.arena import Arena
 from workers.execute import Loaded, RunError, execute
+from workers.signature import LoadRefused
 from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
 from workers.wire import Buffer, FrameReader, Kind
 
@@ -206,8 +207,12 @@ class WorkerLoop:
             self._send(peer, [wire.encode_frame(Kind.PAUSE, 0)])
         try:
             loaded = self._load(order)
-        except Exception as error:  # the edge: one bad model must not end the worker
-            return LoadReport(order.handle, error=str(error) or repr(error))
+        except LoadRefused as refused:
+            return LoadReport(order.handle, error=str(refused))
+        except Exception:  # the edge: one bad model must not end the worker
+            traceback.print_exc()
+            reason = "loading failed with an internal error; the server's log says why"
+            return LoadReport(order.handle, error=reason)
         finally:
             for peer in tuple(self._peers):
                 self._send(peer, [wire.encode_frame(Kind.RESUME, 0)])

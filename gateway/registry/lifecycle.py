@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from gateway.catalogue import ModelEntry, State, VersionEntry
+from gateway.catalogue import UNLOADED, ModelEntry, State, VersionEntry
 from gateway.config import Config
 from gateway.errors import GatewayError, InvalidRequest, LoadFailed
 from gateway.logs import get_logger
@@ -121,7 +121,7 @@ class Lifecycle:
     def index(self) -> list[dict[str, str]]:
         """Return the repository index: loaded, failed, and never loaded models."""
         rows = []
-        names = {*self._models, *self._repository.names()}
+        names = {*self._models, *self._offered()}
         for name in sorted(names):
             record = self._models.get(name)
             if record is None or not record.versions:
@@ -149,6 +149,7 @@ class Lifecycle:
         await asyncio.gather(*(one(name) for name in names))
         self._ready = True
         await self._publish()
+        await self._collect_garbage()  # what earlier runs left
 
     async def load(
         self,
@@ -190,7 +191,7 @@ class Lifecycle:
         except GatewayError as error:
             if not record.versions:
                 record.reason = error.message
-                if self._ready and name not in self._repository.names():
+                if self._ready and name not in self._offered():
                     del self._models[name]  # made-up names must not pile up
                 await self._publish()
             raise
@@ -216,6 +217,14 @@ class Lifecycle:
         """Stop what runs in the background."""
         for task in self._background:
             task.cancel()
+
+    def _offered(self) -> tuple[str, ...]:
+        """Return the repository's models; none while it cannot be read."""
+        try:
+            return self._repository.names()
+        except LoadFailed as error:  # it names the folder: not for clients
+            _log.error("repository_unreadable", reason=error.message)
+            return ()
 
     # -- up ---------------------------------------------------------------------
 
@@ -263,8 +272,12 @@ class Lifecycle:
                     )
                 finally:
                     self._digests_in_use[artefact.digest] -= 1
+                    self._digests_in_use += Counter()  # drops the zeros
             except (GatewayError, ModelRefused, OSError) as error:
                 reason = str(error)
+                if isinstance(error, OSError):  # its text holds paths of ours
+                    _log.exception("load_failed", model=definition.name)
+                    reason = f"loading failed: {error.strerror or 'input or output'}"
                 failures.append(
                     f"'{definition.name}' version {source.version}: {reason}"
                 )
@@ -272,6 +285,8 @@ class Lifecycle:
                     entry = VersionEntry(source.version, State.UNAVAILABLE, reason)
                     record.versions[source.version] = VersionRecord(entry)
                     await self._publish()
+        if failures:
+            await self._collect_garbage()
         return failures
 
     async def _bring_up_one(
@@ -341,7 +356,7 @@ class Lifecycle:
             current = record.versions[version]
             if current.placement is not None:
                 handles.append(current.placement.order.handle)
-            entry = VersionEntry(version, State.UNAVAILABLE, "unloaded")
+            entry = VersionEntry(version, State.UNAVAILABLE, UNLOADED)
             record.versions[version] = VersionRecord(entry)
         await self._publish()
         for handle in handles:
@@ -363,7 +378,10 @@ class Lifecycle:
             keep = {digest for digest, uses in self._digests_in_use.items() if uses}
             for model in self._models.values():
                 keep.update(v.digest for v in model.versions.values())
-            await asyncio.to_thread(self._store.remove_unused, keep)
+            try:
+                await asyncio.to_thread(self._store.remove_unused, keep)
+            except OSError as error:  # it costs space, no more
+                _log.warning("artefacts_not_removed", reason=repr(error))
 
     async def _publish(self) -> None:
         models = {

@@ -96,9 +96,9 @@ class Repository:
             LoadFailed: Its folder cannot be read.
         """
         folder = self._root / name
-        if _name_fault(name) or not folder.is_dir():
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
         try:
+            if _name_fault(name) or not folder.is_dir():
+                raise UnknownModel(f"Request for unknown model: '{name}' is not found")
             config, unknown = _read_config(name, folder, config_json)
             settings, ignored = derive_settings(
                 name,

@@ -9,17 +9,18 @@ of the checks and the wording of messages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
-from featurizer.datatypes import DATATYPES, DataType
+from featurizer.datatypes import DATATYPES
 from featurizer.encode import (
     EncodingError,
     decode_bytes_elements,
     encode_bytes_elements,
+    encode_typed_values,
 )
 from gateway.errors import InvalidRequest
 from gateway.protocol.inference_pb2 import InferParameter, ModelInferRequest
@@ -32,6 +33,11 @@ _RESERVED = frozenset({"headers", "binary_data_output"})
 _FINAL_RESPONSE = "triton_enable_empty_final_response"
 _MAX_TIMEOUT_US = 1 << 53
 _MAX_ELEMENTS = 1 << 40
+
+MAX_STRING_ELEMENTS = 65_536
+"""BYTES elements of one request, over all its inputs. They are checked one by one
+on the loop thread, at 0.3 to 0.4 us each, so that this many hold up a front for some
+25 ms; an element costs four bytes of message, and 64 MiB of them took seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +156,11 @@ def check_inputs(request: ModelInferRequest, spec: ModelSpec) -> CheckedInputs:
     Raises:
         InvalidRequest: Anything is wrong; the message names model and tensor.
     """
-    given = _raw_by_name(request)
+    given = _data_by_name(request)
     tensors: list[tuple[int, tuple[int, ...], Buffer]] = []
     key: list[object] = []
     rows = 0 if spec.max_batch_rows else 1
-    nbytes = 0
+    nbytes = strings = 0
     for index, tensor in enumerate(spec.inputs):
         found = given.pop(tensor.name, None)
         if found is None:
@@ -165,15 +171,25 @@ def check_inputs(request: ModelInferRequest, spec: ModelSpec) -> CheckedInputs:
                 )
             continue
         where = f"input '{tensor.name}' for model '{request.model_name}'"
-        sent, raw = found
-        shape = tuple(sent.shape)
+        sent, data = found
         _check_type(sent, tensor, where)
+        shape = tuple(sent.shape)
         if spec.max_batch_rows:
             rows = _check_batch(shape, tensor, spec, rows, where)
             _check_dims(shape[1:], shape, tensor, where, batched=True)
         else:
             _check_dims(shape, shape, tensor, where, batched=False)
-        _check_bytes(raw, shape, DATATYPES[tensor.datatype], where)
+        count = _element_count(shape, where)
+        if tensor.datatype == "BYTES":
+            strings += count
+            if strings > MAX_STRING_ELEMENTS:
+                raise InvalidRequest(
+                    f"{where}: a request may have {MAX_STRING_ELEMENTS} BYTES "
+                    f"elements, got {strings}"
+                )
+            raw = _checked_strings(sent, data, count, where)
+        else:
+            raw = _checked_numbers(sent, data, count, where)
         tensors.append((index, shape, raw))
         nbytes += len(raw)
         if tensor.optional or -1 in tensor.dims:
@@ -195,11 +211,13 @@ def _names(tensors: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"'{tensor.name}'" for tensor in tensors)
 
 
-def _raw_by_name(request: ModelInferRequest) -> dict[str, tuple[Input, Buffer]]:
-    """Pair every input with its raw bytes, typed contents re-encoded."""
+def _data_by_name(
+    request: ModelInferRequest,
+) -> dict[str, tuple[Input, Buffer | None]]:
+    """Pair every input with its raw bytes; ``None`` for contents yet to be encoded."""
     raw = request.raw_input_contents
     next_raw = 0
-    given: dict[str, tuple[Input, Buffer]] = {}
+    given: dict[str, tuple[Input, Buffer | None]] = {}
     for sent in request.inputs:
         where = f"input '{sent.name}' for model '{request.model_name}'"
         if sent.name in given:
@@ -217,7 +235,8 @@ def _raw_by_name(request: ModelInferRequest) -> dict[str, tuple[Input, Buffer]]:
                     "contents field must not be specified when using "
                     f"raw_input_contents for {where}"
                 )
-            given[sent.name] = (sent, _typed_to_raw(sent, where))
+            _check_field(sent, where)
+            given[sent.name] = (sent, None)
         elif next_raw < len(raw):
             given[sent.name] = (sent, raw[next_raw])
             next_raw += 1
@@ -234,8 +253,8 @@ def _raw_by_name(request: ModelInferRequest) -> dict[str, tuple[Input, Buffer]]:
     return given
 
 
-def _typed_to_raw(sent: Input, where: str) -> bytes:
-    """Encode typed contents: exactly the one field of the datatype may be filled."""
+def _check_field(sent: Input, where: str) -> None:
+    """Check typed contents: exactly the one field of the datatype may be filled."""
     datatype = DATATYPES.get(sent.datatype)
     if datatype is None:
         raise InvalidRequest(f"unknown datatype '{sent.datatype}' of {where}")
@@ -249,14 +268,6 @@ def _typed_to_raw(sent: Input, where: str) -> bytes:
             f"{where}: contents of a {datatype.name} tensor belong in "
             f"'{datatype.contents_field}' alone, got {filled}"
         )
-    values = getattr(sent.contents, datatype.contents_field)
-    if datatype.name == "BYTES":
-        return encode_bytes_elements(values)
-    if datatype.contents_field in ("int_contents", "uint_contents"):
-        wide = "<i4" if datatype.contents_field == "int_contents" else "<u4"
-        # Low-order bytes of the 32-bit element, as Triton takes them.
-        return np.array(values, dtype=wide).astype(datatype.numpy).tobytes()
-    return np.array(values, dtype=datatype.numpy).tobytes()
 
 
 def _check_type(sent: Input, tensor: TensorSpec, where: str) -> None:
@@ -313,38 +324,70 @@ def _check_dims(
     )
 
 
-def _check_bytes(
-    raw: Buffer, shape: tuple[int, ...], datatype: DataType, where: str
-) -> None:
-    count = 1
-    extent = 1
+def _element_count(shape: tuple[int, ...], where: str) -> int:
+    count = extent = 1
     for size in shape:
         count *= size
         extent *= size or 1
     if extent > _MAX_ELEMENTS:  # also where a zero dimension leaves no bytes
         raise InvalidRequest(f"{where}: shape [{_commas(shape)}] is too large")
-    if datatype.name != "BYTES":
-        if len(raw) != count * datatype.size:
-            raise InvalidRequest(
-                f"{where}: expected {count * datatype.size} bytes for shape "
-                f"[{_commas(shape)}] of {datatype.name}, got {len(raw)}"
-            )
-        return
+    return count
+
+
+def _checked_numbers(
+    sent: Input, data: Buffer | None, count: int, where: str
+) -> Buffer:
+    """Return the raw bytes of `count` elements of a fixed size."""
+    datatype = DATATYPES[sent.datatype]
+    values = _typed_values(sent) if data is None else ()
+    nbytes = len(values) * datatype.size if data is None else len(data)
+    if nbytes != count * datatype.size:
+        raise InvalidRequest(
+            f"{where}: expected {count * datatype.size} bytes for shape "
+            f"[{_commas(tuple(sent.shape))}] of {datatype.name}, got {nbytes}"
+        )
+    if data is None:
+        return encode_typed_values(values, datatype)
+    # ONNX Runtime trusts a bool to be 0 or 1: Compress adds them up to size its
+    # output, and would answer with what else lies in memory.
+    if datatype.name == "BOOL" and bytes(data).translate(None, b"\0\1"):
+        raise InvalidRequest(f"{where}: bytes of BOOL must be 0 or 1")
+    return data
+
+
+def _checked_strings(
+    sent: Input, data: Buffer | None, count: int, where: str
+) -> Buffer:
+    """Return the raw bytes of `count` strings; no more are ever looked at."""
+    expected = f"{count} elements for shape [{_commas(tuple(sent.shape))}]"
+    if data is None:
+        elements = _typed_values(sent)
+    elif len(data) < 4 * count:
+        raise InvalidRequest(
+            f"{where}: expected {expected}, at least {4 * count} bytes, got {len(data)}"
+        )
+    else:
+        try:
+            elements = decode_bytes_elements(data, count)
+        except EncodingError as error:
+            raise InvalidRequest(f"{where}: {error}") from None
+    if len(elements) != count:
+        raise InvalidRequest(f"{where}: expected {expected}, got {len(elements)}")
     try:
-        elements = decode_bytes_elements(raw)
         for element in elements:
             element.decode()
-    except EncodingError as error:
-        raise InvalidRequest(f"{where}: {error}") from None
     except UnicodeDecodeError:
         raise InvalidRequest(
             f"{where}: ONNX strings are UTF-8, and an element is not"
         ) from None
-    if len(elements) != count:
-        raise InvalidRequest(
-            f"{where}: expected {count} elements for shape [{_commas(shape)}], got "
-            f"{len(elements)}"
-        )
+    return encode_bytes_elements(elements) if data is None else data
+
+
+def _typed_values(sent: Input) -> Sequence[Any]:
+    field = DATATYPES[sent.datatype].contents_field
+    assert field is not None, "typed contents without a field. This is a bug."
+    values: Sequence[Any] = getattr(sent.contents, field)
+    return values
 
 
 def _commas(dims: tuple[int, ...]) -> str:

@@ -39,6 +39,7 @@ class Child:
         healthy: It has reported in since the gateway started.
         stopping: It is not to be started again.
         deaths: How often it died unasked.
+        failed: It was asked to leave, and did not leave cleanly.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Child:
     healthy: bool = False
     stopping: bool = False
     deaths: int = 0
+    failed: bool = False
     process: asyncio.subprocess.Process | None = None
     task: asyncio.Task[None] | None = None
     awake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -103,7 +105,8 @@ class Children:
         """Terminate children by name prefix and wait for them.
 
         Returns:
-            Names of those that overran the timeout and were killed.
+            Names of those that overran the timeout and were killed, or left with
+            an error.
         """
         chosen = [child for child in self._children if child.name.startswith(prefix)]
         for child in chosen:
@@ -115,13 +118,12 @@ class Children:
         if not tasks:
             return []
         _, late = await asyncio.wait(tasks, timeout=timeout_s)
-        overrun = [child.name for child in chosen if child.task in late]
         for child in chosen:
             if child.task in late and child.process is not None:
                 child.process.kill()
         if late:
             await asyncio.wait(late)
-        return overrun
+        return [c.name for c in chosen if c.task in late or c.failed]
 
     async def _keep(self, child: Child) -> None:
         loop = asyncio.get_running_loop()
@@ -130,6 +132,8 @@ class Children:
             started = loop.time()
             code = await self._run_once(child)
             if child.stopping:
+                # SIGTERM itself ends only one that had yet to start serving.
+                child.failed = code not in (0, -signal.SIGTERM)
                 return
             if code:
                 child.deaths += 1
@@ -155,7 +159,7 @@ class Children:
         child.pid = process.pid
         _log.info("child_started", child=child.name, pid=process.pid)
         if child.stopping:  # asked to while it was being started
-            process.kill()
+            process.terminate()
         code = await process.wait()
         child.pid = 0
         return code

@@ -278,16 +278,19 @@ class Fleet:
             return  # the one at work looks again after every load
         worker.reconciling = True
         changed = False
-        while worker.channel in self._workers:
-            missing = self._missing(worker)
-            if not missing:
-                break
-            report = await self._load(worker, missing[0])
-            changed = True
-            if report.error:
-                worker.failed.add(report.handle)
-                _log.error("reload_failed", worker=worker.index, reason=report.error)
-        worker.reconciling = False
+        try:
+            while worker.channel in self._workers:
+                missing = self._missing(worker)
+                if not missing:
+                    break
+                report = await self._load(worker, missing[0])
+                changed = True
+                if report.error:
+                    worker.failed.add(report.handle)
+                    reason = report.error
+                    _log.error("reload_failed", worker=worker.index, reason=reason)
+        finally:
+            worker.reconciling = False
         if worker.channel in self._workers and (changed or not worker.serving):
             worker.serving = True
             self._arrived.set()

@@ -375,9 +375,12 @@ def tree(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def rss_bytes(pids: Sequence[int]) -> int:
-    """Return the resident memory of processes together."""
-    return sum(psutil.Process(pid).memory_info().rss for pid in pids)
+def own_bytes(pids: Sequence[int]) -> int:
+    """Return the memory that processes have to themselves, added up.
+
+    Without what they share: arenas are bounded, and fill as larger batches come.
+    """
+    return sum(psutil.Process(pid).memory_full_info().uss for pid in pids)
 
 
 async def load_model(

@@ -26,9 +26,9 @@ from tests.adversity.harness import (
     Load,
     load_model,
     nothing_in_flight,
+    own_bytes,
     put_model,
     quiet_port,
-    rss_bytes,
     show,
     slow_identity,
     unload_model,
@@ -114,16 +114,16 @@ async def test_a_reload_storm_fails_no_request_and_leaks_no_session(
         async with load:
             await load.answered(20)
             await change_files(2)  # the allocator's own appetite comes first
-            before = rss_bytes(workers)
+            before = own_bytes(workers)
             storms = (change_files, change_config, come_and_go)
             await asyncio.gather(*(storm(6 * REPEAT) for storm in storms))
             await load.answered(20)
 
             def settled() -> bool:
-                grown = rss_bytes(workers) - before
+                grown = own_bytes(workers) - before
                 return grown < leak_bytes / 2
 
-            grown = rss_bytes(workers) - before
+            grown = own_bytes(workers) - before
             with capsys.disabled():
                 show(
                     f"F10: {len(answers)} loads and unloads, failed "

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
@@ -28,7 +29,7 @@ from tests.adversity.harness import (
     tree,
     until,
 )
-from tests.gateway_process import GatewayProcess, free_port, gateway
+from tests.gateway_process import GatewayProcess, free_port, gateway, wait_for
 
 
 async def test_nothing_outlives_a_killed_supervisor(
@@ -123,6 +124,83 @@ async def test_sigterm_to_every_process_at_once_drains_cleanly(tmp_path: Path) -
         log = running.log_text()
         assert "drain_overran" not in log
         assert "Traceback" not in log
+
+
+async def test_a_drain_that_cuts_calls_exits_with_1(tmp_path: Path) -> None:
+    """Queued runs of 100 ms, one at a time, last longer than the drain may."""
+    put_model(tmp_path, "slow", slow_identity(30_000), config="max_batch_size: 1")
+    with gateway(
+        tmp_path, workers={"count": 1}, drain={"pre_drain_ms": 0, "timeout_s": 1}
+    ) as running:
+        load = Load(
+            [running.address],
+            ["slow"],
+            concurrency=64,
+            timeout_s=20.0,
+            rng=random.Random(SEED),
+            max_rows=1,
+            service_config=False,
+        )
+        async with load:
+            await load.answered(5)
+            load.stop()
+            code = await asyncio.to_thread(running.terminate)
+        log = running.log_text()
+        assert code == 1, log
+        assert "drain_cut" in log
+        assert [line for line in log.splitlines() if "child=front-0" in line][-1].count(
+            "drain_overran"
+        )
+        assert "Traceback" not in log
+        assert load.wrong == []
+        assert any(outcome.code.name != "OK" for outcome in load.outcomes)
+
+
+def test_ports_beyond_the_last_one_are_refused(tmp_path: Path) -> None:
+    """port_mode each counts up from grpc.port."""
+    path = tmp_path / "baton.yaml"
+    config = {
+        "model_repository": str(tmp_path),
+        "state_dir": str(tmp_path / "state"),
+        "grpc": {"port": 65_535, "port_mode": "each", "fronts": 2},
+        "metrics": {"port": free_port()},
+    }
+    path.write_text(json.dumps(config))
+    ended = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve", str(path)],
+        capture_output=True,
+        timeout=30,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "port 65536, above 65535" in ended.stderr
+
+
+def test_copies_of_models_that_nobody_serves_are_removed(tmp_path: Path) -> None:
+    """After a failed load, and at start those of earlier runs."""
+    models = tmp_path / "models"
+    put_model(models, "slow", slow_identity(10))
+    with gateway(models) as running:
+        store = Path(running.config["state_dir"]) / "artefacts" / "sha256"
+
+        def copies() -> int:
+            return len(list(store.iterdir()))
+
+        wait_for(lambda: copies() == 1)
+        put_model(models, "slow", slow_identity(11), config="max_batch_size: 1")
+        config = '{"input": [{"name": "absent", "data_type": "TYPE_INT64"}]}'
+        request = pb.RepositoryModelLoadRequest(model_name="slow")
+        request.parameters["config"].string_param = config
+        with pytest.raises(grpc.RpcError):
+            running.call("RepositoryModelLoad", request, pb.RepositoryModelLoadResponse)
+        assert copies() == 1
+        assert running.terminate() == 0
+        (store / ("0" * 64)).mkdir()
+        running.restart()
+        wait_for(lambda: not (store / ("0" * 64)).exists())
+        assert copies() == 1  # of the changed file
 
 
 @pytest.mark.parametrize("shared", ["port", "state_dir", "metrics"])

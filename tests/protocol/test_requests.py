@@ -21,7 +21,9 @@ from featurizer.encode import (
 )
 from gateway.errors import InvalidRequest
 from gateway.protocol.inference_pb2 import InferParameter, ModelInferRequest
+from gateway.serving import requests
 from gateway.serving.requests import (
+    MAX_STRING_ELEMENTS,
     CheckedInputs,
     check_inputs,
     parse,
@@ -319,12 +321,95 @@ def test_raw_bytes_must_fill_the_shape_exactly(datatype: str, excess: int) -> No
     assert "'m'" in text
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_raw_strings_must_be_as_many_as_the_shape_says(count: int) -> None:
-    raw = encode_bytes_elements([b"s"] * count)
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ([], "expected 2 elements for shape [1,2], at least 8 bytes, got 0"),
+        ([b"s"], "expected 2 elements for shape [1,2], at least 8 bytes, got 5"),
+        ([b"long"], "expected 2 elements for shape [1,2], got 1"),
+        ([b"s"] * 3, "more than 2 elements (byte 10 of 15)"),
+    ],
+)
+def test_raw_strings_must_be_as_many_as_the_shape_says(
+    elements: list[bytes], expected: str
+) -> None:
+    raw = encode_bytes_elements(elements)
     message = request({"datatype": "BYTES", "shape": [1, 2]}, raw=[raw])
     text = refusal(message, spec(tensor(datatype="BYTES")))
-    assert f"expected 2 elements for shape [1,2], got {count}" in text
+    assert text == f"input 'x' for model 'm': {expected}"
+
+
+def test_a_tensor_without_strings_takes_no_bytes() -> None:
+    model = spec(tensor(datatype="BYTES", dims=(-1,)))
+    fields = {"datatype": "BYTES", "shape": [1, 0]}
+    assert only(check_inputs(request(fields, raw=[b""]), model)) == b""
+    text = refusal(request(fields, raw=[b"\0" * 4]), model)
+    assert "more than 0 elements (byte 0 of 4)" in text
+
+
+def test_strings_beyond_the_shape_are_not_looked_at() -> None:
+    # What follows the one element is no string: decoding it would say so.
+    raw = encode_bytes_elements([b"s"]) + b"\xff" * (1 << 20)
+    message = request({"datatype": "BYTES", "shape": [1, 1]}, raw=[raw])
+    text = refusal(message, spec(tensor(datatype="BYTES", dims=(1,))))
+    assert "more than 1 elements (byte 5 of 1048581)" in text
+
+
+@pytest.mark.parametrize("datatype", TYPED)
+def test_typed_contents_are_counted_before_any_is_encoded(
+    datatype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encoded(*_: object) -> bytes:
+        raise AssertionError("elements were encoded")
+
+    monkeypatch.setattr(requests, "encode_bytes_elements", encoded)
+    monkeypatch.setattr(requests, "encode_typed_values", encoded)
+    entry = DATATYPES[datatype]
+    values = [b"\xff" if datatype == "BYTES" else 1] * 1000
+    contents = {str(entry.contents_field): values}
+    message = request({"datatype": datatype, "shape": [1, 2], "contents": contents})
+    text = refusal(message, spec(tensor(datatype=datatype)))
+    got = 1000 if datatype == "BYTES" else 1000 * entry.size
+    assert text.endswith(f"got {got}")
+    assert "for shape [1,2]" in text
+
+
+def test_a_request_may_have_the_most_strings_but_not_one_more() -> None:
+    model = spec(
+        tensor("a", "BYTES", (-1,)), tensor("b", "BYTES", (-1,)), tensor("n"), rows=8
+    )
+
+    def with_strings(count: int) -> Any:
+        half = MAX_STRING_ELEMENTS // 2
+        return request(
+            {"name": "n", "shape": [1, 2]},
+            {"name": "a", "datatype": "BYTES", "shape": [1, half]},
+            {"name": "b", "datatype": "BYTES", "shape": [1, count - half]},
+            raw=[b"\0" * 8, b"\0" * 4 * half, b"\0" * 4 * (count - half)],
+        )
+
+    assert check_inputs(with_strings(MAX_STRING_ELEMENTS), model).rows == 1
+    text = refusal(with_strings(MAX_STRING_ELEMENTS + 1), model)
+    assert "input 'b' for model 'm'" in text
+    assert "may have 65536 BYTES elements, got 65537" in text
+
+
+@pytest.mark.parametrize("value", range(256))
+def test_a_bool_is_the_byte_0_or_1(value: int) -> None:
+    model = spec(tensor(datatype="BOOL"))
+    for raw in (bytes([value, 1]), bytes([0, value])):
+        message = request({"datatype": "BOOL", "shape": [1, 2]}, raw=[raw])
+        if value in (0, 1):
+            assert only(check_inputs(message, model)) == raw
+        else:
+            text = refusal(message, model)
+            assert text == "input 'x' for model 'm': bytes of BOOL must be 0 or 1"
+
+
+def test_other_bytes_than_0_and_1_are_fine_in_other_datatypes() -> None:
+    for datatype in ("INT8", "UINT8"):
+        message = request({"datatype": datatype, "shape": [1, 2]}, raw=[b"\x02\xff"])
+        assert only(check_inputs(message, spec(tensor(datatype=datatype))))
 
 
 def test_typed_strings_must_be_as_many_as_the_shape_says() -> None:
@@ -673,6 +758,20 @@ def test_the_raw_form_of_strings_rejects_truncation_at_every_byte(
         else:
             with pytest.raises(EncodingError):
                 decode_bytes_elements(raw[:end])
+
+
+@given(st.lists(st.binary(max_size=6), max_size=6), st.integers(0, 8))
+def test_no_more_strings_are_decoded_than_asked_for(
+    elements: list[bytes], most: int
+) -> None:
+    raw = encode_bytes_elements(elements)
+    if len(elements) <= most:
+        assert decode_bytes_elements(raw, most) == elements
+        return
+    start = len(encode_bytes_elements(elements[:most]))
+    for rest in (raw[start:], b"\xff", b"\xff" * 9):  # the last two are no strings
+        with pytest.raises(EncodingError, match=f"more than {most} elements"):
+            decode_bytes_elements(raw[:start] + rest, most)
 
 
 @given(st.binary(max_size=40))

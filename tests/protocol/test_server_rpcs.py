@@ -469,6 +469,11 @@ def test_unload_and_load_again(served: GatewayProcess) -> None:
     unload(served, "changing")
     try:
         code, details = failure(lambda: answer(served, "changing"))
+        assert (code, details) == (
+            Code.NOT_FOUND,
+            "'changing' has no available versions",
+        )
+        code, details = failure(lambda: answer(served, "changing", version="1"))
         assert code == Code.UNAVAILABLE
         assert "'changing' version 1 is not at ready state" in details
         assert not ready(served, "changing")

@@ -252,7 +252,7 @@ def load_and_unload() -> None:
         c.unload_model("changing")
         assert not c.is_model_ready("changing")
         refused(
-            lambda: c.infer("changing", floats([[1, 2]])), "UNAVAILABLE", "'changing'"
+            lambda: c.infer("changing", floats([[1, 2]])), "NOT_FOUND", "'changing'"
         )
         c.load_model("changing")
         assert c.is_model_ready("changing")

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from gateway.catalogue import (
     CATALOGUE,
+    UNLOADED,
     Catalogue,
     ModelEntry,
     State,
     WorkerEntry,
 )
-from gateway.errors import InvalidRequest, NotReady, UnknownModel
+from gateway.errors import Code, InvalidRequest, NotReady, UnknownModel
 from tests.unit.fakes import make_entry
 
 states = st.dictionaries(st.integers(1, 30), st.sampled_from(State), max_size=5)
@@ -79,6 +80,25 @@ class TestFind:
     def test_only_plain_decimal_digits_are_a_version(self, version: str) -> None:
         with pytest.raises(InvalidRequest):
             catalogue_of({1: State.READY}).find("m", version)
+
+    @pytest.mark.parametrize(
+        ("other", "code"), [(UNLOADED, Code.NOT_FOUND), ("broken", Code.UNAVAILABLE)]
+    )
+    def test_an_unloaded_model_has_no_versions_unless_one_failed(
+        self, other: str, code: Code
+    ) -> None:
+        versions = {
+            number: replace(
+                make_entry(version=number, state=State.UNAVAILABLE), reason=reason
+            )
+            for number, reason in ((1, other), (2, UNLOADED))
+        }
+        catalogue = Catalogue(models={"m": ModelEntry("m", versions)})
+        with pytest.raises(NotReady) as failure:
+            catalogue.find("m", "")
+        assert failure.value.code == code
+        with pytest.raises(NotReady, match="'m' version 2 is not at ready state"):
+            catalogue.serving("m", "2")
 
     def test_an_unknown_model_is_named(self) -> None:
         with pytest.raises(UnknownModel, match="'other' is not found"):
