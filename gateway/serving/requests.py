@@ -3,8 +3,7 @@
 Pure. Whatever passes here is safe for a worker: every size is checked against
 the bytes that are really there before anything is allocated.
 
-Source: Open Inference Protocol v2 and Triton's `infer_handler.cc` for the order
-of the checks and the wording of messages.
+Source: Triton's `infer_handler.cc` for the order of checks and the messages.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ _RESERVED = frozenset({"headers", "binary_data_output"})
 _FINAL_RESPONSE = "triton_enable_empty_final_response"
 _MAX_TIMEOUT_US = 1 << 53
 _MAX_ELEMENTS = 1 << 40
+_MAX_ENTRIES = 4096  # checked one by one, some 3 us each
 
 MAX_STRING_ELEMENTS = 65_536
 """BYTES elements of one request, over all its inputs. They are checked one by one
@@ -71,15 +71,14 @@ class CheckedInputs:
 
 
 def parse(message: bytes) -> ModelInferRequest:
-    """Parse a request message.
-
-    Raises:
-        InvalidRequest: It is not a ModelInferRequest.
-    """
+    """Parse a request message, or raise `InvalidRequest`."""
     try:
-        return ModelInferRequest.FromString(message)
+        request = ModelInferRequest.FromString(message)
     except DecodeError:
         raise InvalidRequest("the message is not a valid ModelInferRequest") from None
+    if max(len(request.inputs), len(request.parameters)) > _MAX_ENTRIES:
+        raise InvalidRequest(f"more than {_MAX_ENTRIES} inputs or parameters")
+    return request
 
 
 def read_parameters(parameters: Mapping[str, InferParameter]) -> Parameters:

@@ -837,3 +837,15 @@ def test_what_passes_has_exactly_the_bytes_its_shape_needs(
     ((_, full, raw),) = checked.tensors
     assert int(np.prod(full)) * 2 == len(raw)
     assert len(full) == len(dims) + (rows > 0)
+
+
+@pytest.mark.parametrize("field", ["inputs", "parameters"])
+def test_too_many_entries_are_refused_before_they_are_looked_at(field: str) -> None:
+    request = ModelInferRequest(model_name="m")
+    for number in range(4097):
+        if field == "inputs":
+            request.inputs.add(name=str(number))
+        else:
+            request.parameters[str(number)].bool_param = True
+    with pytest.raises(InvalidRequest, match="more than 4096"):
+        requests.parse(request.SerializeToString())
