@@ -28,6 +28,8 @@ _FILLS = (1, 8, 16, 32)
 """Sizes tried for variable inner dimensions: 1 suits most; convolutions and
 windows need more than their kernel."""
 _PROBE_ROWS = 3
+MAX_WARM_ROWS = 1024
+"""Largest synthetic batch: a declared limit may be any number."""
 _TOLERANCE = {"FP16": 1e-2, "BF16": 5e-2}
 """Relative, some four units in the last place; 1e-3 for the wider floats."""
 
@@ -70,7 +72,14 @@ def settle(
     limit = order.max_batch_rows
     if limit is not None or order.default_max_batch_rows == 0:
         spec = make_spec(order, graph, limit or 0)
-        return _complete(order, graph, spec, runner)
+        settled = _complete(order, graph, spec, runner)
+        if not limit or limit < _PROBE_ROWS or not settled.fill:
+            return settled
+        reason = _why_not_batched(settled.spec, runner(settled.spec), settled.fill)
+        if not reason:
+            return settled
+        note = f"its configuration batches it, although {reason}"
+        return replace(settled, notes=(*settled.notes, note))
     try:
         spec = make_spec(order, graph, order.default_max_batch_rows)
         settled = _complete(order, graph, spec, runner)
@@ -235,6 +244,8 @@ def warm_up(
     if not settled.fill:
         return slowest, ()
     for rows in batch_buckets(spec.max_batch_rows):
+        if rows > MAX_WARM_ROWS:
+            return slowest, (f"not warmed up beyond {MAX_WARM_ROWS} rows",)
         arrays: list[Array | None] = [*synthetic(spec, rows, settled.fill)]
         try:
             slowest = max(slowest, _timed(spec, arrays, rows, 2, run))

@@ -48,6 +48,11 @@ class Admission:
                 "in flight in this front; retry later",
                 pushback_ms=self._pushback_ms,
             )
+        if nbytes > self._max_bytes:
+            raise TooLarge(
+                f"{nbytes} bytes of input are more than the {self._max_bytes} this "
+                "front ever holds; send smaller requests"
+            )
         if self._bytes + nbytes > self._max_bytes:
             raise TooLarge(
                 f"{nbytes} bytes of input would exceed the {self._max_bytes} this "

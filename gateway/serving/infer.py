@@ -57,6 +57,16 @@ class Exchange:
         self.outputs: tuple[int, ...] | None = None
         self.pending: Pending | None = None
 
+    def close(self) -> None:
+        """Let go of the request's bytes once it has its outcome.
+
+        Calls and callbacks refer to each other until the garbage collector comes by,
+        which is no time to keep megabytes of tensors.
+        """
+        if self.pending is not None:
+            self.pending.inputs = []
+        self.request = self.pending = None
+
 
 class InferService:
     """Admits inference requests and answers them.
@@ -123,12 +133,13 @@ class InferService:
                 statistics.outcomes[error.label] += 1
             else:
                 self.rejected[error.label] += 1
-            exchange.fail(error)
+            self._failed(exchange, error)
 
     def cancel(self, exchange: Exchange) -> None:
         """Drop a request whose client left."""
         if exchange.pending is not None:
             self._dispatcher.cancel(exchange.pending)
+        exchange.close()
 
     def _admit(self, exchange: Exchange, message: bytes, deadline_ns: int) -> None:
         now = self._now()
@@ -155,7 +166,7 @@ class InferService:
             queue_deadline_ns=_queue_deadline(entry, parameters, now),
             deadline_ns=latest,
             on_result=lambda _, rows, timing: self._reply(exchange, queue, rows),
-            on_error=lambda _, error: exchange.fail(error),
+            on_error=lambda _, error: self._failed(exchange, error),
         )
         self._dispatcher.submit(pending, queue)
 
@@ -166,13 +177,18 @@ class InferService:
         nbytes = sum(len(tensor.data) for tensor in rows)
         if nbytes > _MAX_REPLY_BYTES:
             text = f"the outputs of '{queue.model}' are {nbytes} bytes; ask for fewer"
-            exchange.fail(TooLarge(f"{text} rows or outputs"))
+            self._failed(exchange, TooLarge(f"{text} rows or outputs"))
             return
         exchange.reply(
             build_response(
                 exchange.request, queue, rows, exchange.outputs, self._ids.mint()
             )
         )
+        exchange.close()
+
+    def _failed(self, exchange: Exchange, error: GatewayError) -> None:
+        exchange.fail(error)
+        exchange.close()
 
 
 def _level(entry: VersionEntry, parameters: Parameters) -> int:

@@ -6,8 +6,12 @@ import asyncio
 import base64
 from typing import Any
 
+from gateway.errors import GatewayError
+from gateway.logs import get_logger
 from gateway.registry.lifecycle import Lifecycle
 from gateway.supervision.fleet import Fleet, Operation
+
+_log = get_logger("operations")
 
 
 def operations(lifecycle: Lifecycle, fleet: Fleet) -> dict[str, Operation]:
@@ -18,11 +22,16 @@ def operations(lifecycle: Lifecycle, fleet: Fleet) -> dict[str, Operation]:
             name: base64.b64decode(content)
             for name, content in message["files"].items()
         }
-        await lifecycle.load(message["model"], message["config"], files)
+        try:
+            await lifecycle.load(message["model"], message["config"], files)
+        except GatewayError as error:
+            _log.error("load_failed", model=message["model"], reason=error.message)
+            raise
         return {}
 
     async def unload(message: dict[str, Any]) -> dict[str, Any]:
         await lifecycle.unload(message["model"])
+        _log.info("model_unloaded", model=message["model"])
         return {}
 
     async def index(_message: dict[str, Any]) -> dict[str, Any]:

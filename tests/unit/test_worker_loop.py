@@ -23,6 +23,7 @@ import sys
 import numpy as np
 from workers.execute import RunError
 from workers.loop import WorkerLoop, connect_control, listen
+from workers.signature import LoadRefused
 from workers.spec import LoadReport, ModelSpec, TensorSpec
 
 class SumsAllRows:  # a model that mixes rows: each gets the sum over the batch
@@ -43,7 +44,9 @@ class SumsAllRows:  # a model that mixes rows: each gets the sum over the batch
 
 def load(order):
     if order.model == "broken":
-        raise ValueError("it is broken")
+        raise LoadRefused("it is broken")
+    if order.model == "buggy":
+        raise ValueError("words of Python")
     return SumsAllRows(order.handle)
 
 listener = listen(sys.argv[1])
@@ -194,8 +197,9 @@ def test_fronts_hear_of_a_load_before_and_after_also_of_one_that_fails(
     assert link.read().kind == Kind.FAILURE
     assert worker.load(1)["error"] == ""
     assert worker.load(2, "broken")["error"] == "it is broken"
-    kinds = [link.read().kind for _ in range(4)]
-    assert kinds == [Kind.PAUSE, Kind.RESUME] * 2
+    assert "words of Python" not in worker.load(3, "buggy")["error"]
+    kinds = [link.read().kind for _ in range(6)]
+    assert kinds == [Kind.PAUSE, Kind.RESUME] * 3
     link.sock.sendall(run_of(3, [6]))
     assert link.sums(1) == {3: [6]}
 
