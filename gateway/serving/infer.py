@@ -35,6 +35,10 @@ _MAX_REPLY_BYTES = (1 << 31) - (1 << 20)
 """A protobuf message holds less than 2 GiB."""
 
 
+def _nobody(_: object) -> None:
+    """Take the place of whoever has had the outcome."""
+
+
 class Exchange:
     """One inference request on its way: what its reply needs, and who gets it.
 
@@ -66,6 +70,7 @@ class Exchange:
         if self.pending is not None:
             self.pending.inputs = []
         self.request = self.pending = None
+        self.reply = self.fail = _nobody
 
 
 class InferService:
