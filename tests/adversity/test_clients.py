@@ -111,7 +111,7 @@ async def test_an_abort_storm_leaves_nothing_behind(
             before = own_bytes([*fronts, *workers])
             sent = 0
             for _ in range(REPEAT):
-                sent += await _abort_storm(running, rng, 120)
+                sent += await _abort_storm(running, rng, 300)
             await nothing_before_next(running, load)
             grown = own_bytes([*fronts, *workers]) - before
             await load.answered(20)
@@ -124,10 +124,8 @@ async def test_an_abort_storm_leaves_nothing_behind(
                 f"{grown / (1 << 20):.1f} MiB"
             )
         assert load.failures() == []
-        assert cancelled > 10  # the storm was one; a fast server leaves less to cancel
-        # grpc.aio keeps memory of cancelled calls (grpc/grpc #43360): some 7 KB a call
-        # here, 92 MiB after 7500. What must not be is growth by the request's size.
-        assert grown < (60 + 10 * REPEAT) << 20
+        assert cancelled > 50
+        assert grown < 60 << 20
         assert running.pids("front") == fronts
         assert running.pids("workers") == workers
 
