@@ -7,11 +7,14 @@ awaits nothing, so that a transport can serve it without either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.errors import GatewayError
+
+Metadata = Sequence[tuple[str, str | bytes]]
+"""Keys in lower case; values of keys that end in ``-bin`` are bytes, others ASCII."""
 
 
 class Call(Protocol):
@@ -22,13 +25,20 @@ class Call(Protocol):
         on_cancel: Set by the handler: called once if the client goes away (or
             its deadline passes) before the reply; afterwards `reply` and `fail`
             do nothing.
+        initial_metadata: Response headers of the handler's own; set before `reply`.
+        trailing_metadata: Trailers of the handler's own; set before the call ends.
     """
 
     deadline_ns: int
     on_cancel: Callable[[], None] | None
+    initial_metadata: Metadata
+    trailing_metadata: Metadata
 
     def metadata(self, key: str) -> str | None:
         """Return a request header (lower-case key), or ``None``."""
+
+    def metadata_bytes(self, key: str) -> bytes | None:
+        """Return a binary request header (key ends in ``-bin``), or ``None``."""
 
     def reply(self, message: bytes) -> None:
         """Send the one response with status OK."""
@@ -42,12 +52,20 @@ class StreamCall(Protocol):
 
     Attributes:
         deadline_ns: Absolute deadline by the gateway's monotonic clock, or 0.
+        initial_metadata: Response headers of the handler's own; set before the
+            first `send`.
+        trailing_metadata: Trailers of the handler's own; set before `finish`.
     """
 
     deadline_ns: int
+    initial_metadata: Metadata
+    trailing_metadata: Metadata
 
     def metadata(self, key: str) -> str | None:
         """Return a request header (lower-case key), or ``None``."""
+
+    def metadata_bytes(self, key: str) -> bytes | None:
+        """Return a binary request header (key ends in ``-bin``), or ``None``."""
 
     def send(self, message: bytes) -> None:
         """Queue one response message; the transport keeps the order."""
