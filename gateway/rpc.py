@@ -103,7 +103,10 @@ class Methods:
     Attributes:
         unary: One request, one reply.
         streams: Any streaming shape: called with the stream, returns its handler.
+        own_deadline: Unary methods whose handlers end their calls by the deadline
+            themselves; for all others the transport does.
     """
 
     unary: Mapping[str, Callable[[Call, bytes], None]]
     streams: Mapping[str, Callable[[StreamCall], StreamHandler]]
+    own_deadline: frozenset[str] = frozenset()

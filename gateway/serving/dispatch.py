@@ -19,7 +19,7 @@ from gateway.errors import (
 )
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batch, CloseReason
-from gateway.serving.deadlines import DeadlineWheel
+from gateway.deadlines import DeadlineWheel
 from gateway.serving.pending import Pending, Phase, RowTensor, Timing
 from gateway.serving.queues import VersionQueue, WorkerPort
 from gateway.serving.rows import rows_of_request
@@ -62,7 +62,7 @@ class Dispatcher:
         self._pushback_ms = pushback_ms
         self._queues: dict[int, VersionQueue] = {}
         self._active: dict[int, VersionQueue] = {}
-        self._wheel = DeadlineWheel()
+        self._wheel: DeadlineWheel[Pending] = DeadlineWheel()
         self._pump_due = False
         self._settling: set[VersionQueue] = set()
         self._wake: asyncio.TimerHandle | None = None

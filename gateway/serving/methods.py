@@ -47,4 +47,5 @@ def methods(
             _REFLECTION.format("v1"): reflection,
             _REFLECTION.format("v1alpha"): reflection,
         },
+        own_deadline=frozenset({_OIP + "ModelInfer"}),
     )

@@ -11,7 +11,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from gateway.serving.deadlines import TICK_NS, DeadlineWheel
+from gateway.deadlines import TICK_NS, DeadlineWheel
 from gateway.serving.pending import Pending
 from tests.unit.fakes import make_pending
 

@@ -1,0 +1,417 @@
+"""HTTP/2, server side: bytes in, calls on streams; responses in, bytes out. Pure.
+
+RFC 9113 as a state machine without I/O, loop or clock. `Connection.receive` takes
+whatever arrived and tells streams what happened; responses append to `out`, which the
+owner writes when it likes (`wake` tells it that there is something).
+
+Three classes, each knowing only those before it: `Sender` (windows and what waits for
+them), `Control` (frames about the connection, and what they cost), `Connection`
+(frames in: requests and their bodies).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gateway.transport import frames
+from gateway.transport.control import Control, unpad
+from gateway.transport.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    MAX_STREAM_ID,
+    MIN_FRAME_BYTES,
+    PADDED,
+    PRIORITISED,
+    ErrorCode,
+    Setting,
+)
+from gateway.transport.hpack import Decoder, Header, HpackError
+from gateway.transport.streams import (
+    Application,
+    Limits,
+    Malformed,
+    Stream,
+    TransportStatistics,
+    Violation,
+)
+
+_MAX_HEADS = 256
+"""Header blocks remembered per connection; a stock client repeats a handful."""
+_HTTP1 = (
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\n"
+    b"connection: close\r\n\r\nThis port speaks gRPC, which needs HTTP/2.\n"
+)
+
+
+class Connection(Control):
+    """One connection. Its owner calls `receive`, writes `out`, and calls `lost`.
+
+    Args:
+        application: Gets header lists and makes streams.
+        limits: What the peer may ask.
+        statistics: Where calls and enforced limits are counted.
+        wake: Called when `out` gets something while it was empty.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        limits: Limits,
+        statistics: TransportStatistics,
+        wake: Callable[[], None],
+    ) -> None:
+        super().__init__(application, limits, statistics, wake)
+        self._chunks: list[bytes] = []  # of a frame that is not whole yet
+        self._have = 0
+        self._need = 0
+        self._preface_due = True
+        self._expect: int | None = frames.SETTINGS
+        self._data_left = 0
+        self._data_id = 0
+        self._data_ended = False
+        self._window = limits.connection_window_bytes
+        self._decoder = Decoder(max_list_bytes=limits.max_header_bytes)
+        self._heads: dict[bytes, Any] = {}
+        self._heads_at = 0
+        self._heads_stale = False
+        self._block: list[bytes] = []
+        self._block_flags = 0
+        self._block_id = 0
+        self._others: dict[int, Callable[[int, int, bytes], None]] = {
+            DATA: self._odd_data,
+            HEADERS: self._odd_headers,
+            frames.PRIORITY: self._on_priority,
+            frames.RST_STREAM: self._on_rst_stream,
+            frames.SETTINGS: self._on_settings,
+            frames.PUSH_PROMISE: self._on_push_promise,
+            frames.PING: self._on_ping,
+            frames.GOAWAY: self._on_goaway,
+            frames.WINDOW_UPDATE: self._on_window_update,
+            CONTINUATION: self._on_continuation,
+        }
+        ours = {
+            Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
+            Setting.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+            Setting.MAX_FRAME_SIZE: limits.max_frame_bytes,
+            Setting.MAX_HEADER_LIST_SIZE: limits.max_header_bytes,
+        }
+        self.write(frames.settings(ours))
+        extra = limits.connection_window_bytes - DEFAULT_WINDOW
+        self.write(frames.window_update(0, extra))
+
+    # -- for the owner ------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Take the next bytes of the connection, cut anywhere."""
+        if self.failed:
+            return
+        try:
+            self._receive(data)
+        except Violation as violation:
+            if violation.limit:
+                self.statistics.enforced(violation.limit)
+            self.end(violation.code, violation.reason)
+        except HpackError as error:
+            self.end(ErrorCode.COMPRESSION_ERROR, str(error))
+
+    def give_back(self, stream: Stream, nbytes: int) -> None:
+        """Let the peer send as many more bytes on a stream."""
+        stream.consumed += nbytes
+        if stream.consumed >= self.limits.stream_window_bytes >> 1:
+            if not stream.remote_closed and stream.id in self.streams:
+                self.write(frames.window_update(stream.id, stream.consumed))
+            stream.unread -= stream.consumed
+            stream.consumed = 0
+
+    # -- frames in ----------------------------------------------------------------
+
+    def _receive(self, data: bytes) -> None:
+        position = 0
+        if self._data_left:
+            position = self._more_data(data)
+        elif self._chunks:
+            self._chunks.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return  # joined once, however small the pieces it comes in
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        if self._preface_due:
+            if not self._take_preface(data):
+                return
+            position = len(frames.PREFACE)
+        self.first_id = self.last_id + 1
+        end = len(data)
+        streams = self.streams
+        largest = self.limits.max_frame_bytes
+        stream_window = self.limits.stream_window_bytes
+        unpack = frames.unpack_header
+        while end - position >= frames.HEADER_BYTES:
+            high, low, kind, flags, stream_id = unpack(data, position)
+            length = high << 8 | low
+            start = position + 9
+            position = start + length
+            if length > largest:
+                text = f"a frame of {length} bytes exceeds {largest}"
+                raise Violation(ErrorCode.FRAME_SIZE_ERROR, text, "frame_bytes")
+            if self._expect is not None:
+                self._check_expected(kind, flags, stream_id)
+            if position > end:
+                self._need = position - start + frames.HEADER_BYTES
+                position = self._begin_data(data, start, length, kind, flags, stream_id)
+                break
+            if kind == DATA and flags <= END_STREAM:
+                stream = streams.get(stream_id)
+                if stream is not None and not stream.careful and length:
+                    self._window -= length
+                    stream.unread += length
+                    if self._window < 0 or stream.unread > stream_window:
+                        self._overrun(stream)
+                    if flags:
+                        stream.careful = stream.remote_closed = True
+                    stream.on_data(data[start:position], bool(flags))
+                    continue
+            elif kind == HEADERS and flags | END_STREAM == END_STREAM | END_HEADERS:
+                block = data[start:position]
+                self._on_headers(flags, stream_id & MAX_STREAM_ID, block)
+                continue
+            handler = self._others.get(kind)
+            if handler is None:
+                self.spend("unknown_frame")  # ignored (RFC 9113, 5.5)
+            else:
+                handler(flags, stream_id & MAX_STREAM_ID, data[start:position])
+            if self.failed:
+                return
+        else:
+            self._need = frames.HEADER_BYTES
+        if position < end:
+            self._chunks.append(data[position:])
+            self._have = end - position
+        if self._window <= self.limits.connection_window_bytes >> 1:
+            self._reopen_window()
+
+    def _take_preface(self, data: bytes) -> bool:
+        """Return whether the client's preface is there; refuse what is none."""
+        size = len(frames.PREFACE)
+        if data[:size] == frames.PREFACE:
+            self._preface_due = False
+            return True
+        if not frames.PREFACE.startswith(data[:size]):
+            self.failed = True
+            self.out.clear()
+            self.write(_HTTP1)
+        self._chunks.append(data)
+        self._have = len(data)
+        self._need = size
+        return False
+
+    def _check_expected(self, kind: int, flags: int, stream_id: int) -> None:
+        """Only one frame may come now: the first SETTINGS, or a CONTINUATION."""
+        if kind != self._expect:
+            text = f"frame type {kind} where type {self._expect} must follow"
+            raise Violation(ErrorCode.PROTOCOL_ERROR, text)
+        if kind == frames.SETTINGS:
+            if flags & ACK:
+                raise Violation(ErrorCode.PROTOCOL_ERROR, "no SETTINGS after preface")
+            self._expect = None
+        elif stream_id & MAX_STREAM_ID != self._block_id:
+            text = "CONTINUATION of another stream"
+            raise Violation(ErrorCode.PROTOCOL_ERROR, text)
+
+    def _reopen_window(self) -> None:
+        """Let the peer send on; what waits in memory is bounded by the application."""
+        whole = self.limits.connection_window_bytes
+        self.write(frames.window_update(0, whole - self._window))
+        self._window = whole
+
+    def _overrun(self, stream: Stream) -> None:
+        whose = "the connection" if self._window < 0 else f"stream {stream.id}"
+        text = f"more data than the window of {whose}"
+        raise Violation(ErrorCode.FLOW_CONTROL_ERROR, text)
+
+    # -- DATA ---------------------------------------------------------------------
+
+    def _begin_data(
+        self, data: bytes, start: int, length: int, kind: int, flags: int, raw_id: int
+    ) -> int:
+        """Take what is there of a large DATA frame; return where the rest begins."""
+        end = len(data)
+        if kind != DATA or flags & PADDED or length <= MIN_FRAME_BYTES or start >= end:
+            return start - frames.HEADER_BYTES
+        self._data_id = raw_id & MAX_STREAM_ID
+        self._data_ended = bool(flags & END_STREAM)
+        self._data_left = length - (end - start)
+        self._some_data(self._data_id, data[start:], end - start, ended=False)
+        return end
+
+    def _more_data(self, data: bytes) -> int:
+        """Go on with a DATA frame; return where it ends."""
+        size = min(self._data_left, len(data))
+        self._data_left -= size
+        piece = data if size == len(data) else data[:size]
+        ended = self._data_ended and not self._data_left
+        self._some_data(self._data_id, piece, size, ended=ended)
+        return size
+
+    def _odd_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        size = len(payload)
+        if flags & PADDED:
+            payload = unpad(payload)
+        if not payload and not flags & END_STREAM:
+            self.spend("empty_data")
+        ended = bool(flags & END_STREAM)
+        self._some_data(stream_id, payload, size, ended=ended)
+
+    def _some_data(
+        self, stream_id: int, payload: bytes, size: int, *, ended: bool
+    ) -> None:
+        """Deliver bytes of a body; `size` counts against the windows."""
+        self._window -= size
+        if self._window < 0:
+            text = "more data than the window of the connection"
+            raise Violation(ErrorCode.FLOW_CONTROL_ERROR, text)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id, "DATA")
+            if self.forgotten(stream_id):
+                self.spend("closed_stream")
+            else:
+                self.stream_error(stream_id, ErrorCode.STREAM_CLOSED)
+            return
+        if stream.remote_closed:
+            self.stream_error(stream_id, ErrorCode.STREAM_CLOSED)
+            return
+        stream.unread += size
+        if stream.unread > self.limits.stream_window_bytes:
+            self.stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
+            return
+        if stream.expected is not None:
+            stream.expected -= len(payload)
+            if stream.expected < 0 or (ended and stream.expected):
+                self.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
+                return
+        if ended:
+            stream.careful = stream.remote_closed = True
+        if size > len(payload):
+            self.give_back(stream, size - len(payload))  # padding
+        stream.on_data(payload, ended)
+
+    # -- HEADERS ------------------------------------------------------------------
+
+    def _on_headers(self, flags: int, stream_id: int, block: bytes) -> None:
+        """Begin a stream, or end one with trailers."""
+        if stream_id <= self.last_id or not stream_id & 1:
+            self._late_headers(flags, stream_id, block)
+            return
+        self.last_id = stream_id
+        head = self._heads.get(block)
+        if head is None:
+            headers = self._decode(block)
+            try:
+                head = self.application.read_head(headers)
+            except Malformed:
+                self.statistics.enforced("malformed_headers")
+                self.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
+                return
+            if headers is None:
+                self.statistics.enforced("header_bytes")
+                self.spend("header_bytes")
+            elif not self._heads_stale:
+                self._heads[block] = head
+        if len(self.streams) >= self.limits.max_streams:
+            self.statistics.enforced("concurrent_streams")
+            self.stream_error(stream_id, ErrorCode.REFUSED_STREAM)
+            return
+        if stream_id > self.refuse_above:
+            return  # the peer knows from GOAWAY that it was not served
+        self.statistics.calls += 1
+        stream = self.application.open(stream_id, head, bool(flags & END_STREAM))
+        if flags & END_STREAM:
+            stream.careful = stream.remote_closed = True
+            if stream.expected:
+                self.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
+            else:
+                stream.on_data(b"", True)
+
+    def _decode(self, block: bytes) -> list[Header] | None:
+        """Decode a header block, and forget heads where blocks change their meaning.
+
+        A block that changes the dynamic table may mean something else the next time,
+        and so may all that were remembered.
+        """
+        if len(block) > self.limits.max_header_bytes:
+            text = f"a header block of {len(block)} bytes"
+            raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "header_bytes")
+        decoder = self._decoder
+        headers = decoder.decode(block)
+        self._heads_stale = decoder.changes != self._heads_at
+        if self._heads_stale:
+            self._heads_at = decoder.changes
+            self._heads.clear()
+        elif len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        return headers
+
+    def _late_headers(self, flags: int, stream_id: int, block: bytes) -> None:
+        """HEADERS on a stream that was opened before: trailers, or a mistake."""
+        headers = self._decode(block)  # whatever it is, the table must keep in step
+        self._check_not_idle(stream_id, "HEADERS")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if not self.forgotten(stream_id):
+                text = f"HEADERS on stream {stream_id}, which is closed"
+                raise Violation(ErrorCode.STREAM_CLOSED, text)
+            self.spend("closed_stream")
+        elif stream.remote_closed:
+            self.stream_error(stream_id, ErrorCode.STREAM_CLOSED)
+        elif (
+            not flags & END_STREAM
+            or stream.expected
+            or any(name[:1] == b":" for name, _ in headers or ())
+        ):
+            self.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
+        else:
+            stream.careful = stream.remote_closed = True
+            stream.on_data(b"", True)
+
+    def _odd_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """Take HEADERS with padding or priority, or of which CONTINUATIONs follow."""
+        if flags & PADDED:
+            payload = unpad(payload)
+        itself = False
+        if flags & PRIORITISED:
+            if len(payload) < 5:
+                raise Violation(ErrorCode.FRAME_SIZE_ERROR, "a short HEADERS frame")
+            itself = int.from_bytes(payload[:4], "big") & MAX_STREAM_ID == stream_id
+            payload = payload[5:]
+        if flags & END_HEADERS:
+            self._on_headers(flags & END_STREAM, stream_id, payload)
+        else:
+            self._expect = CONTINUATION
+            self._block_id = stream_id
+            self._block_flags = flags & END_STREAM
+            self._block = [payload]
+        if itself:  # a stream that depends on itself
+            self.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if self._expect != CONTINUATION:
+            text = "CONTINUATION without a header block"
+            raise Violation(ErrorCode.PROTOCOL_ERROR, text)
+        block = self._block
+        block.append(payload)
+        limits = self.limits
+        size = sum(len(piece) for piece in block)
+        if len(block) - 1 > limits.max_continuations or size > limits.max_header_bytes:
+            text = "a header block without end"
+            raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "continuations")
+        if flags & END_HEADERS:
+            self._expect = None
+            self._block = []
+            self._on_headers(self._block_flags, stream_id, b"".join(block))
