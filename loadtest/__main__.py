@@ -43,6 +43,14 @@ def hop(*, json: Json = False) -> None:
 
 
 @app.command()
+def headers(*, json: Json = False) -> None:
+    """Measure the decoding of headers, on blocks that stock clients sent."""
+    from loadtest.headers import measure, report
+
+    report(measure(), as_json=json)
+
+
+@app.command()
 def bench(
     *,
     seconds: Annotated[
