@@ -53,7 +53,7 @@ class Capture:
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.target = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.target = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.blocks: list[bytes] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
