@@ -27,6 +27,21 @@ Bytes = Annotated[int, Field(ge=1)]
 _SECTION = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class TlsConfig(BaseModel):
+    """Encryption of the data plane. Files are read again when they change, for new
+    connections; what cannot be read leaves the last good ones in use."""
+
+    model_config = _SECTION
+
+    certificate: Path
+    """PEM file with the server's certificate and its chain."""
+    key: Path
+    """PEM file with its private key."""
+    client_ca: Path | None = None
+    """PEM file with the authorities of client certificates: clients must have one
+    (mTLS). Authorities taken out of it are refused after a restart."""
+
+
 class GrpcConfig(BaseModel):
     """The data plane: where and how fronts listen."""
 
@@ -36,6 +51,14 @@ class GrpcConfig(BaseModel):
     """Address to listen on. Use 0.0.0.0 to be reached from other machines."""
     port: Port = 8001
     """First TCP port. 0 takes free ones and prints them."""
+    transport: Literal["own", "grpcio"] = "own"
+    """``own``: Baton's HTTP/2. ``grpcio``: the same service behind grpc.aio, some
+    30 times slower, to compare with; limits that say so are of ``own`` only."""
+    tls: TlsConfig | None = None
+    """Certificate and key for TLS; without it connections are not encrypted."""
+    unix_socket: Path | None = None
+    """Also listen on this Unix socket, without TLS; front *i* > 0 adds ``.i`` to
+    the name. ``own`` only."""
     fronts: Count = 1
     """Front processes; each uses up to one core."""
     port_mode: Literal["shared", "each"] = "shared"
@@ -44,8 +67,8 @@ class GrpcConfig(BaseModel):
     where a rolling restart must fail no request)."""
     max_message_bytes: Bytes = 64 << 20
     """Largest request message; a larger one gets RESOURCE_EXHAUSTED."""
-    max_metadata_bytes: Bytes = 16 << 10
-    """Largest request headers."""
+    max_metadata_bytes: Annotated[int, Field(ge=1024)] = 16 << 10
+    """Largest request headers: names, values and 32 bytes for each."""
     max_concurrent_streams: Count = 1024
     """Calls open at a time on one connection."""
     max_stream_inflight: Count = 256
@@ -57,8 +80,37 @@ class GrpcConfig(BaseModel):
     max_connection_age_s: Annotated[int, Field(ge=0)] = 0
     """Age at which a connection is asked to reconnect, so that clients spread
     over new fronts; 0 for never."""
+    max_connection_age_grace_s: Annotated[int, Field(ge=1)] = 30
+    """Time that calls have to end after their connection's age is reached."""
     min_ping_interval_ms: Milliseconds = 10_000
     """Clients that send keepalive pings more often than this are disconnected."""
+    keepalive_s: Annotated[int, Field(ge=0)] = 60
+    """A client that has sent nothing for this long is asked whether it is there; 0
+    for never. ``own`` only, like all that follow."""
+    keepalive_timeout_s: Count = 20
+    """Time it has to answer before its connection is closed."""
+    max_connections: Count = 20_000
+    """Connections of one front; more are closed as they come."""
+    max_connection_bytes: Bytes = 128 << 20
+    """Bytes of messages not yet whole that one connection may have here; a call
+    that brings more gets RESOURCE_EXHAUSTED."""
+    max_buffered_bytes: Bytes = 512 << 20
+    """The same over all connections of one front."""
+    stream_window_bytes: Annotated[int, Field(ge=65_535, le=(1 << 31) - 1)] = 1 << 20
+    """Flow-control window of a stream: what a client may send that is not read."""
+    connection_window_bytes: Annotated[int, Field(ge=65_535, le=(1 << 31) - 1)] = (
+        16 << 20
+    )
+    """The same for all streams of a connection together."""
+    write_buffer_bytes: Bytes = 1 << 20
+    """Answers that wait for a client to read them before its connection is no
+    longer read."""
+    max_continuation_frames: Annotated[int, Field(ge=0)] = 8
+    """CONTINUATION frames of one header block; more end the connection."""
+    max_idle_frames: Annotated[int, Field(ge=64)] = 4096
+    """Frames that cost work and bring nothing forward (PING, SETTINGS, streams reset
+    at once, ...) that a connection may send beyond four for each call answered; a
+    twentieth comes back every second. More end it with ENHANCE_YOUR_CALM."""
 
 
 class WorkersConfig(BaseModel):

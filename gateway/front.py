@@ -33,6 +33,7 @@ from gateway.serving.methods import methods
 from gateway.serving.server import ServerService
 from gateway.serving.state import FrontState
 from gateway.transport.grpcio_listener import GrpcioListener
+from gateway.transport.listener import Listener
 from workers.process import die_with_parent
 
 _log = get_logger("front")
@@ -82,7 +83,9 @@ class Front:
             HealthService(self.state),
             self.state,
         )
-        self._listener = GrpcioListener(table, config.grpc, now_ns)
+        own = config.grpc.transport == "own"
+        kind = Listener if own else GrpcioListener
+        self._listener: Listener | GrpcioListener = kind(table, config.grpc, now_ns)
         self._channel = Channel(self._on_control, self._on_control_lost)
         self._links: dict[int, WorkerLink] = {}
         self._connecting: dict[int, asyncio.Task[None]] = {}

@@ -1,0 +1,92 @@
+"""TLS of the data plane: one context whose certificate can be replaced."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from gateway.config import TlsConfig
+from gateway.logs import get_logger
+
+_log = get_logger("tls")
+
+
+class Certificates:
+    """A server context, and the files it came from.
+
+    A file that changes is read again for new connections; what cannot be read leaves
+    the last good certificate in use and is said in the log.
+
+    Args:
+        config: Certificate, key, and who may connect.
+
+    Attributes:
+        context: Offers HTTP/2 alone (ALPN ``h2``), TLS 1.2 or later.
+
+    Raises:
+        ValueError: The files cannot be used.
+    """
+
+    def __init__(self, config: TlsConfig) -> None:
+        self._config = config
+        self._seen = self._stamp()
+        self.context = self._make()
+
+    def _make(self) -> ssl.SSLContext:
+        config = self._config
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2"])
+        self._load(context)
+        if config.client_ca is not None:
+            try:
+                context.load_verify_locations(config.client_ca)
+            except (OSError, ssl.SSLError) as error:
+                raise ValueError(
+                    f"cannot use grpc.tls.client_ca {config.client_ca}: {error}"
+                ) from None
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        config = self._config
+        try:
+            context.load_cert_chain(config.certificate, config.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ValueError(
+                f"cannot use grpc.tls.certificate {config.certificate} with "
+                f"grpc.tls.key {config.key}: {error}"
+            ) from None
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+        """Return what shows that a file was replaced or written."""
+        return tuple(_identity(path) for path in self._files())
+
+    def _files(self) -> tuple[Path, ...]:
+        config = self._config
+        files = (config.certificate, config.key)
+        return files if config.client_ca is None else (*files, config.client_ca)
+
+    def reload_if_changed(self) -> None:
+        """Read the files again if they changed; existing connections go on."""
+        seen = self._stamp()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._make()  # all of it must be good before any of it is used
+            self._load(self.context)
+            if self._config.client_ca is not None:
+                self.context.load_verify_locations(self._config.client_ca)
+        except ValueError as error:
+            _log.error("certificate_not_reloaded", reason=str(error))
+        else:
+            _log.info("certificate_reloaded", path=str(self._config.certificate))
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
