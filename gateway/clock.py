@@ -8,8 +8,10 @@ import time
 now_ns = time.monotonic_ns
 """The one clock for durations and deadlines."""
 
-_RANDOM_BYTES = 10
+_ID_DIGITS = 19
+"""Hexadecimal digits of randomness in an id: 74 bits, and the variant's two."""
 _POOL_BYTES = 4096
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 class PredictionIds:
@@ -19,34 +21,45 @@ class PredictionIds:
     for some 400 ids. Not thread-safe: one per event loop.
     """
 
-    __slots__ = ("_pool", "_position")
+    __slots__ = ("_ms", "_pool", "_position", "_time")
 
     def __init__(self) -> None:
-        self._pool = b""
+        self._pool = ""
         self._position = 0
+        self._ms = -1
+        self._time = ""
 
     def mint(self) -> str:
         """Return a new id in the canonical 36-character form."""
-        position = self._position
-        if position + _RANDOM_BYTES > len(self._pool):
-            self._pool = os.urandom(_POOL_BYTES)
-            position = 0
-        self._position = position + _RANDOM_BYTES
-        random = self._pool[position : self._position]
-        return uuid7(time.time_ns() // 1_000_000, random)
+        start = self._position
+        end = start + _ID_DIGITS
+        if end > len(self._pool):
+            self._pool = os.urandom(_POOL_BYTES).hex()
+            start, end = 0, _ID_DIGITS
+        self._position = end
+        ms = time.time_ns() // 1_000_000
+        if ms != self._ms:
+            self._ms = ms
+            text = f"{ms:012x}"
+            self._time = f"{text[:8]}-{text[8:]}"
+        return _format(self._time, self._pool[start:end])
 
 
-def uuid7(unix_ms: int, random: bytes) -> str:
+def uuid7(unix_ms: int, digits: str) -> str:
     """Build a UUIDv7. Pure.
 
     Args:
         unix_ms: Milliseconds since the Unix epoch, below 2**48.
-        random: 10 random bytes, of which 74 bits are used.
+        digits: 19 random hexadecimal digits in lower case; of the fourth, two bits
+            are used.
 
     Returns:
         The canonical form: version 7, variant 0b10.
     """
-    high = (random[0] & 0x0F) | 0x70
-    variant = (random[2] & 0x3F) | 0x80
-    text = f"{unix_ms:012x}{high:02x}{random[1]:02x}{variant:02x}{random[3:10].hex()}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    text = f"{unix_ms:012x}"
+    return _format(f"{text[:8]}-{text[8:]}", digits)
+
+
+def _format(time_part: str, digits: str) -> str:
+    variant = _VARIANT[digits[3]]
+    return f"{time_part}-7{digits[:3]}-{variant}{digits[4:7]}-{digits[7:]}"

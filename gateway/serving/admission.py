@@ -62,7 +62,7 @@ class Admission:
         self._requests[model] += 1
         self._bytes += nbytes
 
-    def release(self, model: str, nbytes: int) -> None:
-        """Give the permit of one request back."""
-        self._requests[model] -= 1
+    def release(self, model: str, nbytes: int, requests: int = 1) -> None:
+        """Give the permits of requests back; `nbytes` are those of all of them."""
+        self._requests[model] -= requests
         self._bytes -= nbytes

@@ -37,11 +37,13 @@ class Batch:
         requests: At least one; rows and bytes within the policy's limits.
         rows: Rows of all requests.
         reason: Why it left.
+        nbytes: Input bytes of all requests.
     """
 
     requests: list[Pending]
     rows: int
     reason: CloseReason
+    nbytes: int = 0
 
     def split(self) -> tuple[Batch, Batch]:
         """Cut the batch in two, to find the request that a failure belongs to."""
@@ -134,6 +136,15 @@ class BatchWindow:
         policy = self._policy
         max_rows = policy.max_rows if policy.across_requests else 1
         reason = self._reason(now_ns, run_ns)
+        if (
+            not self._dead
+            and len(self._levels) == 1
+            and 0 < self._rows <= max_rows
+            and self._bytes <= policy.max_bytes
+        ):  # all of it
+            everything = list(self._levels[0])
+            self._levels[0].clear()
+            return self._leave(everything, self._rows, self._bytes, reason)
         requests: list[Pending] = []
         rows = nbytes = 0
         for level in self._levels:
@@ -160,7 +171,7 @@ class BatchWindow:
         self._live -= len(requests)
         self._rows -= rows
         self._bytes -= nbytes
-        return Batch(requests, rows, reason)
+        return Batch(requests, rows, reason, nbytes)
 
     def _target(self) -> int:
         return self._policy.target_rows or self._policy.max_rows

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from gateway.catalogue import Catalogue, State, VersionEntry
+from gateway.deadlines import DeadlineWheel
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -19,10 +20,9 @@ from gateway.errors import (
 )
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batch, CloseReason
-from gateway.deadlines import DeadlineWheel
-from gateway.serving.pending import Pending, Phase, RowTensor, Timing
+from gateway.serving.pending import Pending, Phase, Timing
 from gateway.serving.queues import VersionQueue, WorkerPort
-from gateway.serving.rows import rows_of_request
+from gateway.serving.rows import BatchRows
 from gateway.serving.statistics import VersionStatistics
 from workers.wire import CREDITS, Failure, Result
 
@@ -31,6 +31,7 @@ _TIMER_TICK_NS = 1_000_000
 _TIMER_SLACK_NS = 1_500_000
 """A wait for company that would end within this ends now: a timer could not tell,
 and leaving early is always allowed."""
+_RUNNING, _DONE = Phase.RUNNING, Phase.DONE
 _NEVER = -1
 """Pushback that forbids retries (gRFC A6): two dead workers are enough."""
 
@@ -163,6 +164,7 @@ class Dispatcher:
 
     def cancel(self, pending: Pending) -> None:
         """Forget a request whose client left; its callbacks are never called."""
+        pending.dropped = True
         if pending.phase is Phase.DONE:
             return
         queue = pending.queue
@@ -183,7 +185,7 @@ class Dispatcher:
     def _fail(self, queue: VersionQueue, pending: Pending, error: GatewayError) -> None:
         queue.statistics.failed(pending, error.label, self._now())
         self._finish(queue, pending)
-        pending.on_error(pending, error)
+        pending.on_error(error)
 
     def _settle(self, queue: VersionQueue) -> None:
         """Look, once this turn is over, whether a queue has become idle.
@@ -280,7 +282,7 @@ class Dispatcher:
         self, port: WorkerPort, queue: VersionQueue, batch: Batch, now: int
     ) -> None:
         for pending in batch.requests:
-            pending.phase = Phase.RUNNING
+            pending.phase = _RUNNING
             pending.sent_ns = now
         queue.running += 1
         queue.statistics.sent(batch.reason, batch.rows)
@@ -320,18 +322,31 @@ class Dispatcher:
         queue.learn(sum(timing))
         statistics = queue.statistics
         statistics.ran(result.executions, result.batch_rows, timing)
+        rows = BatchRows(queue.spec, result.tensors, batch.rows)
+        live, starts = self._live_of(batch)
+        statistics.answered(live, timing, now)
+        nbytes = 0
+        for pending in live:  # out of everything first: callbacks may cancel others
+            pending.phase = _DONE
+            self._wheel.remove(pending)
+            nbytes += pending.nbytes
+        self._admission.release(queue.model, nbytes, len(live))
+        for pending, start in zip(live, starts, strict=True):
+            if not pending.dropped:
+                pending.on_result(rows, start)
+        self._settle(queue)
+
+    def _live_of(self, batch: Batch) -> tuple[list[Pending], list[int]]:
+        """Return the requests of a batch that still wait, and their first rows."""
+        live: list[Pending] = []
+        starts: list[int] = []
         start = 0
         for pending in batch.requests:
-            end = start + pending.rows
-            if pending.phase is Phase.RUNNING:
-                rows: list[RowTensor] = rows_of_request(
-                    queue.spec, result.tensors, start, end, batch.rows
-                )
-                statistics.succeeded(pending, timing, now)
-                self._finish(queue, pending)
-                pending.on_result(pending, rows, timing)
-            start = end
-        self._settle(queue)
+            if pending.phase is _RUNNING:
+                live.append(pending)
+                starts.append(start)
+            start += pending.rows
+        return live, starts
 
     def batch_failed(
         self, queue: VersionQueue, batch: Batch, failure: Failure, message: str

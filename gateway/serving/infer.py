@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
+from typing import TypeVar
 
 from gateway.catalogue import VersionEntry
 from gateway.clock import PredictionIds
-from gateway.errors import DeadlineExceeded, Draining, GatewayError, TooLarge
-from gateway.protocol.inference_pb2 import (
-    ModelInferRequest,
-    ModelInferResponse,
-    ModelStreamInferResponse,
-)
+from gateway.errors import DeadlineExceeded, GatewayError
+from gateway.protocol.inference_pb2 import ModelInferRequest
 from gateway.rpc import Call, StreamCall
 from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
-from gateway.serving.pending import Pending, RowTensor
-from gateway.serving.queues import VersionQueue
+from gateway.serving.exchange import Exchange, Inputs
+from gateway.serving.infer_stream import InferStream
+from gateway.serving.plans import Plan, scan
 from gateway.serving.requests import (
     Parameters,
     check_inputs,
@@ -25,52 +23,37 @@ from gateway.serving.requests import (
     read_parameters,
     requested_outputs,
 )
+from gateway.serving.rows import BatchRows
 from gateway.serving.state import FrontState
 
-PREDICTION_ID = "prediction_id"
-"""Response parameter: the id minted for this prediction (UUIDv7)."""
-SERVED_VERSION = "version"
-"""Response parameter: the version that served, as in ``model_version``."""
-_MAX_REPLY_BYTES = (1 << 31) - (1 << 20)
-"""A protobuf message holds less than 2 GiB."""
+_MAX_PLANS = 1024
+_MAX_PLAN_BYTES = 4096
+"""Longer requests, without their tensors, are not remembered."""
 
 
-def _nobody(_: object) -> None:
-    """Take the place of whoever has had the outcome."""
+class UnaryExchange(Exchange):
+    """One ModelInfer."""
+
+    call: Call
+
+    def on_result(self, rows: BatchRows, start: int) -> None:
+        """Reply with the request's rows."""
+        try:
+            name = self.service.ids.mint()
+            message = self.plan.reply(rows, start, self.id_field, name)
+        except GatewayError as error:
+            self.on_error(error)
+            return
+        self.call.reply(message)
+        self.let_go()
+
+    def on_error(self, error: GatewayError) -> None:
+        """Fail the call."""
+        self.call.fail(error)
+        self.let_go()
 
 
-class Exchange:
-    """One inference request on its way: what its reply needs, and who gets it.
-
-    Args:
-        reply: Gets the response message.
-        fail: Gets the error.
-    """
-
-    __slots__ = ("entry", "fail", "outputs", "pending", "reply", "request")
-
-    def __init__(
-        self,
-        reply: Callable[[ModelInferResponse], None],
-        fail: Callable[[GatewayError], None],
-    ) -> None:
-        self.reply = reply
-        self.fail = fail
-        self.request: ModelInferRequest | None = None
-        self.entry: VersionEntry | None = None
-        self.outputs: tuple[int, ...] | None = None
-        self.pending: Pending | None = None
-
-    def close(self) -> None:
-        """Let go of the request's bytes once it has its outcome.
-
-        Calls and callbacks refer to each other until the garbage collector comes by,
-        which is no time to keep megabytes of tensors.
-        """
-        if self.pending is not None:
-            self.pending.inputs = []
-        self.request = self.pending = None
-        self.reply = self.fail = _nobody
+_E = TypeVar("_E", bound=Exchange)
 
 
 class InferService:
@@ -103,17 +86,21 @@ class InferService:
         self._now = now_ns
         self._default_timeout_ns = default_timeout_ns
         self._stream_limits = max_stream_inflight, max_stream_bytes
-        self._ids = PredictionIds()
         self._streams: set[InferStream] = set()
+        self._plans: dict[bytes, Plan] = {}
+        self._planned = state.catalogue
+        self.ids = PredictionIds()
         self.rejected: Counter[str] = Counter()
 
     def model_infer(self, call: Call, message: bytes) -> None:
         """Serve ModelInfer."""
-        exchange = Exchange(
-            lambda response: call.reply(response.SerializeToString()), call.fail
-        )
-        call.on_cancel = lambda: self.cancel(exchange)
-        self.begin(exchange, message, call.deadline_ns)
+        try:
+            exchange = self.begin(UnaryExchange, message, call.deadline_ns)
+        except GatewayError as error:
+            call.fail(error)
+            return
+        exchange.call = call
+        call.on_cancel = exchange.cancel
 
     def model_stream_infer(self, stream: StreamCall) -> InferStream:
         """Serve ModelStreamInfer."""
@@ -126,74 +113,94 @@ class InferService:
         for stream in tuple(self._streams):
             stream.drain()
 
-    def begin(self, exchange: Exchange, message: bytes, deadline_ns: int) -> None:
-        """Check and admit a request; its outcome comes through the exchange."""
-        try:
-            self._admit(exchange, message, deadline_ns)
-        except GatewayError as error:
-            entry, request = exchange.entry, exchange.request
-            if entry is not None and request is not None:
-                name = request.model_name
-                statistics = self._dispatcher.statistics(name, entry.version)
-                statistics.outcomes[error.label] += 1
-            else:
-                self.rejected[error.label] += 1
-            self._failed(exchange, error)
-
     def cancel(self, exchange: Exchange) -> None:
         """Drop a request whose client left."""
-        if exchange.pending is not None:
-            self._dispatcher.cancel(exchange.pending)
-        exchange.close()
+        self._dispatcher.cancel(exchange)
+        exchange.let_go()
 
-    def _admit(self, exchange: Exchange, message: bytes, deadline_ns: int) -> None:
+    def begin(self, kind: type[_E], message: bytes, deadline_ns: int) -> _E:
+        """Check and admit a request; its outcome comes to the object returned.
+
+        Args:
+            kind: Class of that object; the outcome comes later, never at once.
+            message: Serialised ModelInferRequest.
+            deadline_ns: Of the call, or 0.
+
+        Raises:
+            GatewayError: Why it was not admitted.
+        """
+        plan, id_field, inputs = self._plan(message)
+        queue = plan.queue
         now = self._now()
-        request = exchange.request = parse(message)
-        entry = self._state.catalogue.serving(request.model_name, request.model_version)
-        exchange.entry = entry
-        queue = self._dispatcher.queue_for(request.model_name, entry)
-        parameters = read_parameters(request.parameters)
-        exchange.outputs = requested_outputs(request, queue.spec)
-        checked = check_inputs(request, queue.spec)
         latest = deadline_ns or now + self._default_timeout_ns
-        if latest <= now:
-            raise DeadlineExceeded("Deadline exceeded before the request was read")
-        self._admission.acquire(
-            request.model_name, checked.nbytes, entry.queue.max_requests
+        try:
+            if latest <= now:
+                text = "Deadline exceeded before the request was read"
+                raise DeadlineExceeded(text)
+            self._admission.acquire(plan.model, plan.nbytes, plan.max_requests)
+        except GatewayError as error:
+            queue.statistics.outcomes[error.label] += 1
+            raise
+        timeout_ns = plan.queue_timeout_ns
+        exchange = kind(
+            plan.rows,
+            inputs,
+            plan.shape_key,
+            plan.nbytes,
+            plan.level,
+            now,
+            now + timeout_ns if timeout_ns else 0,
+            latest,
         )
-        pending = exchange.pending = Pending(
-            rows=checked.rows,
-            inputs=checked.tensors,
-            shape_key=checked.shape_key,
-            nbytes=checked.nbytes,
-            level=_level(entry, parameters),
-            admitted_ns=now,
-            queue_deadline_ns=_queue_deadline(entry, parameters, now),
-            deadline_ns=latest,
-            on_result=lambda _, rows, timing: self._reply(exchange, queue, rows),
-            on_error=lambda _, error: self._failed(exchange, error),
-        )
-        self._dispatcher.submit(pending, queue)
+        exchange.plan = plan
+        exchange.id_field = id_field
+        exchange.service = self
+        self._dispatcher.submit(exchange, queue)
+        return exchange
 
-    def _reply(
-        self, exchange: Exchange, queue: VersionQueue, rows: list[RowTensor]
-    ) -> None:
-        assert exchange.request is not None
-        nbytes = sum(len(tensor.data) for tensor in rows)
-        if nbytes > _MAX_REPLY_BYTES:
-            text = f"the outputs of '{queue.model}' are {nbytes} bytes; ask for fewer"
-            self._failed(exchange, TooLarge(f"{text} rows or outputs"))
-            return
-        exchange.reply(
-            build_response(
-                exchange.request, queue, rows, exchange.outputs, self._ids.mint()
-            )
-        )
-        exchange.close()
+    def _plan(self, message: bytes) -> tuple[Plan, bytes, Inputs]:
+        """Return how to serve a request, its id field and its tensors."""
+        if self._planned is not self._state.catalogue:
+            self._planned = self._state.catalogue
+            self._plans.clear()
+        found = scan(message)
+        if found is not None:
+            key, id_field, raws = found
+            plan = self._plans.get(key)
+            if plan is not None:
+                inputs = plan.inputs(raws)
+                if inputs is not None:
+                    return plan, id_field, inputs
+        return self._new_plan(message, None if found is None else found[0])
 
-    def _failed(self, exchange: Exchange, error: GatewayError) -> None:
-        exchange.fail(error)
-        exchange.close()
+    def _new_plan(
+        self, message: bytes, key: bytes | None
+    ) -> tuple[Plan, bytes, Inputs]:
+        """Parse a request of a form not seen before, and remember the form."""
+        try:
+            request = parse(message)
+            catalogue = self._state.catalogue
+            entry = catalogue.serving(request.model_name, request.model_version)
+        except GatewayError as error:
+            self.rejected[error.label] += 1
+            raise
+        queue = self._dispatcher.queue_for(request.model_name, entry)
+        try:
+            parameters = read_parameters(request.parameters)
+            outputs = requested_outputs(request, queue.spec)
+            checked = check_inputs(request, queue.spec)
+        except GatewayError as error:
+            queue.statistics.outcomes[error.label] += 1
+            raise
+        level = _level(entry, parameters)
+        timeout_ns = _queue_timeout_ns(entry, parameters)
+        plan = Plan(request, queue, checked, outputs, level, timeout_ns)
+        if plan.sizes is not None and key is not None and len(key) <= _MAX_PLAN_BYTES:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        id_field = ModelInferRequest(id=request.id).SerializeToString()
+        return plan, id_field, checked.tensors
 
 
 def _level(entry: VersionEntry, parameters: Parameters) -> int:
@@ -204,182 +211,7 @@ def _level(entry: VersionEntry, parameters: Parameters) -> int:
     return min(parameters.priority or entry.queue.default_priority or 1, levels) - 1
 
 
-def _queue_deadline(entry: VersionEntry, parameters: Parameters, now: int) -> int:
-    timeout_ns = entry.queue.default_timeout_ns
+def _queue_timeout_ns(entry: VersionEntry, parameters: Parameters) -> int:
     if parameters.timeout_us and entry.queue.allow_timeout_override:
-        timeout_ns = parameters.timeout_us * 1000
-    return now + timeout_ns if timeout_ns else 0
-
-
-def build_response(
-    request: ModelInferRequest,
-    queue: VersionQueue,
-    rows: list[RowTensor],
-    outputs: tuple[int, ...] | None,
-    prediction_id: str,
-) -> ModelInferResponse:
-    """Build the response: raw contents always, one entry per output, in order.
-
-    Args:
-        request: For the id and the name the client used.
-        queue: The version that served.
-        rows: The request's rows of every output, in spec order.
-        outputs: Spec indices asked for, in the order asked; ``None`` for all.
-        prediction_id: Id of this prediction.
-    """
-    version = str(queue.entry.version)
-    response = ModelInferResponse(
-        model_name=request.model_name, model_version=version, id=request.id
-    )
-    response.parameters[PREDICTION_ID].string_param = prediction_id
-    response.parameters[SERVED_VERSION].string_param = version
-    for index in range(len(rows)) if outputs is None else outputs:
-        tensor = rows[index]
-        spec = queue.spec.outputs[index]
-        response.outputs.add(name=spec.name, datatype=spec.datatype, shape=tensor.dims)
-        response.raw_output_contents.append(bytes(tensor.data))
-    return response
-
-
-class _Slot:
-    """A stream's request in its place in the order; its answer once there."""
-
-    __slots__ = ("answer", "exchange")
-
-    def __init__(self) -> None:
-        self.answer: bytes | None = None
-        self.exchange: Exchange | None = None
-
-
-class InferStream:
-    """One ModelStreamInfer stream: many requests in flight, answers in order.
-
-    Args:
-        service: Serves the requests.
-        stream: The transport's side.
-        max_inflight: Requests not yet answered, or answers not yet written out,
-            above which the stream is not read.
-        max_bytes: Bytes of answers not yet written out, likewise.
-        ended: Called once with the handler when the stream is over.
-    """
-
-    def __init__(
-        self,
-        service: InferService,
-        stream: StreamCall,
-        max_inflight: int,
-        max_bytes: int,
-        ended: Callable[[InferStream], None],
-    ) -> None:
-        self._service = service
-        self._stream = stream
-        self._max_inflight = max_inflight
-        self._max_bytes = max_bytes
-        self._ended = ended
-        self._order: deque[_Slot] = deque()
-        self._unsent = 0
-        self._unsent_bytes = 0
-        self._paused = False
-        self._last: GatewayError | None = None
-        self._closing = False
-        self._over = False
-        self._grpc_errors = stream.metadata("triton_grpc_error") == "true"
-
-    def on_message(self, message: bytes) -> None:
-        """Start one request."""
-        if self._over or self._closing:
-            return
-        slot = _Slot()
-        self._order.append(slot)
-        slot.exchange = Exchange(
-            lambda response: self._answer(slot, response),
-            lambda error: self._fail(slot, error),
-        )
-        self._service.begin(slot.exchange, message, self._stream.deadline_ns)
-        self._balance()
-
-    def on_half_close(self) -> None:
-        """Answer what is in flight, then end with OK."""
-        self._closing = True
-        self._flush()
-
-    def on_cancel(self) -> None:
-        """Drop everything in flight."""
-        self._end()
-
-    def on_sent(self, queued: int, queued_bytes: int) -> None:
-        """Note how many answers the transport still holds."""
-        self._unsent = queued
-        self._unsent_bytes = queued_bytes
-        self._balance()
-
-    def drain(self) -> None:
-        """End once what is in flight is answered; what comes later goes elsewhere."""
-        if not self._closing:
-            self._closing = True
-            self._last = Draining("this server is going away; open a new stream")
-            self._flush()
-
-    def _answer(self, slot: _Slot, response: ModelInferResponse) -> None:
-        response.parameters["triton_final_response"].bool_param = True
-        wrapped = ModelStreamInferResponse(infer_response=response)
-        slot.answer = wrapped.SerializeToString()
-        self._flush()
-
-    def _fail(self, slot: _Slot, error: GatewayError) -> None:
-        if self._over:
-            return
-        if self._grpc_errors:
-            self._end()
-            self._stream.finish(error)
-            return
-        wrapped = ModelStreamInferResponse(error_message=error.message)
-        response = wrapped.infer_response
-        response.parameters["triton_final_response"].bool_param = True
-        exchange = slot.exchange
-        if exchange is not None and exchange.request is not None:
-            response.id = exchange.request.id
-            response.model_name = exchange.request.model_name
-            response.model_version = exchange.request.model_version
-        slot.answer = wrapped.SerializeToString()
-        self._flush()
-
-    def _flush(self) -> None:
-        """Send the answers that are next in order."""
-        if self._over:
-            return
-        order = self._order
-        while order and order[0].answer is not None:
-            answer = order.popleft().answer
-            assert answer is not None
-            self._unsent += 1
-            self._unsent_bytes += len(answer)
-            self._stream.send(answer)
-        if self._closing and not order:
-            self._end()
-            self._stream.finish(self._last)
-        else:
-            self._balance()
-
-    def _balance(self) -> None:
-        """Read on or hold back, by what the client has not yet taken."""
-        load = max(
-            (len(self._order) + self._unsent) / self._max_inflight,
-            self._unsent_bytes / self._max_bytes,
-        )
-        if not self._paused and load >= 1:
-            self._paused = True
-            self._stream.pause()
-        elif self._paused and load <= 0.5:
-            self._paused = False
-            self._stream.resume()
-
-    def _end(self) -> None:
-        if self._over:
-            return
-        self._over = True
-        for slot in self._order:
-            if slot.exchange is not None and slot.answer is None:
-                self._service.cancel(slot.exchange)
-        self._order.clear()
-        self._ended(self)
+        return parameters.timeout_us * 1000
+    return entry.queue.default_timeout_ns

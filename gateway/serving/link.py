@@ -10,7 +10,7 @@ from typing import cast
 
 from gateway.catalogue import WorkerEntry
 from gateway.logs import get_logger
-from gateway.serving.batching import Batch
+from gateway.serving.batching import Batch, CloseReason
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.queues import VersionQueue
 from workers import wire
@@ -134,14 +134,14 @@ class WorkerLink(asyncio.Protocol):
         slot = self._slots.pop()
         id_ = self._next_id
         self._next_id += 1
-        alone = any(pending.attempts for pending in batch.requests)
+        alone = batch.reason is CloseReason.RETRY and any(
+            pending.attempts for pending in batch.requests
+        )
         tensors = _tensors(queue, batch)
         run = Run(id_, queue.entry.handle, batch.rows, slot, tensors, alone)
         arena = None
-        if self._arena is not None:
-            nbytes = sum(pending.nbytes for pending in batch.requests)
-            if nbytes >= self._settings.arena_min_bytes:
-                arena = self._arena.requests[slot]
+        if self._arena is not None and batch.nbytes >= self._settings.arena_min_bytes:
+            arena = self._arena.requests[slot]
         buffers = wire.encode_run(run, arena)
         if not self._outstanding:
             self._progress_ns = self._now()

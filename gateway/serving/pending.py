@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +10,7 @@ from workers.wire import Buffer
 
 if TYPE_CHECKING:
     from gateway.serving.queues import VersionQueue
+    from gateway.serving.rows import BatchRows
 
 
 class Phase(IntEnum):
@@ -38,48 +38,39 @@ class Timing(NamedTuple):
 
 
 class Pending:
-    """One admitted request: its rows, its limits, and whom to tell.
+    """One admitted request: its rows and its limits. Who waits for it derives from it.
 
-    Attributes:
-        queue: The queue of the version that serves it, from `submit` on.
+    What most requests never change is a class-level default, so that making one
+    costs only what differs.
+
+    Args:
         rows: Rows in the batch dimension; 1 where there is none.
         inputs: Per present input: spec index, full shape, raw bytes.
         shape_key: Equal for requests that may share a batch.
         nbytes: Input bytes.
         level: Priority level, 0 the most urgent.
         admitted_ns: When it was admitted.
-        sent_ns: When its batch left for a worker; 0 before.
         queue_deadline_ns: When it must have left the queue; 0 for never.
         deadline_ns: When it must have its outcome.
+
+    Attributes:
+        queue: The queue of the version that serves it, from `submit` on.
+        sent_ns: When its batch left for a worker; 0 before.
         expires_ns: The instant it is registered for in the deadline wheel.
         attempts: Workers that died while it may have been running.
         phase: Where it stands.
-        on_result: Called once on success, with outputs that are valid only during
-            the call.
-        on_error: Called once on failure.
+        dropped: Nobody wants its outcome any more.
     """
 
-    __slots__ = (
-        "admitted_ns",
-        "attempts",
-        "deadline_ns",
-        "expires_ns",
-        "inputs",
-        "level",
-        "nbytes",
-        "on_error",
-        "on_result",
-        "phase",
-        "queue",
-        "queue_deadline_ns",
-        "rows",
-        "sent_ns",
-        "shape_key",
-    )
+    queue: VersionQueue | None = None
+    sent_ns = 0
+    expires_ns = 0
+    attempts = 0
+    phase = Phase.QUEUED
+    dropped = False
 
     def __init__(
         self,
-        *,
         rows: int,
         inputs: list[tuple[int, tuple[int, ...], Buffer]],
         shape_key: tuple[object, ...],
@@ -88,21 +79,25 @@ class Pending:
         admitted_ns: int,
         queue_deadline_ns: int,
         deadline_ns: int,
-        on_result: Callable[[Pending, list[RowTensor], Timing], None],
-        on_error: Callable[[Pending, GatewayError], None],
     ) -> None:
-        self.queue: VersionQueue | None = None
         self.rows = rows
         self.inputs = inputs
         self.shape_key = shape_key
         self.nbytes = nbytes
         self.level = level
         self.admitted_ns = admitted_ns
-        self.sent_ns = 0
         self.queue_deadline_ns = queue_deadline_ns
         self.deadline_ns = deadline_ns
-        self.expires_ns = 0
-        self.attempts = 0
-        self.phase = Phase.QUEUED
-        self.on_result = on_result
-        self.on_error = on_error
+
+    def on_result(self, rows: BatchRows, start: int) -> None:
+        """Take the outcome: the request's rows of every output begin at `start`.
+
+        Args:
+            rows: Outputs of the whole batch, valid only during the call.
+            start: The request's first row in it.
+        """
+        raise NotImplementedError
+
+    def on_error(self, error: GatewayError) -> None:
+        """Take the outcome: an error."""
+        raise NotImplementedError

@@ -112,8 +112,16 @@ class VersionQueue:
             batch = self._retries.popleft()
             live = [p for p in batch.requests if p.phase is Phase.REQUEUED]
             if live:
-                return Batch(live, sum(p.rows for p in live), CloseReason.RETRY), 0
+                rows = sum(p.rows for p in live)
+                nbytes = sum(p.nbytes for p in live)
+                return Batch(live, rows, CloseReason.RETRY, nbytes), 0
         wake_ns = 0
+        if len(self._windows) == 1 and not self.entry.batching.max_delay_ns:
+            ((key, window),) = self._windows.items()
+            taken = window.take(now_ns, self.run_ns)
+            if not len(window):
+                del self._windows[key]
+            return taken, 0
         for key in tuple(self._windows):
             window = self._windows.pop(key)
             until = window.wait_until_ns(now_ns, self.run_ns)

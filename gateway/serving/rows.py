@@ -9,33 +9,56 @@ from workers.spec import ModelSpec
 from workers.wire import ROW_OFFSETS, WireTensor
 
 
-def rows_of_request(
-    spec: ModelSpec, tensors: list[WireTensor], start: int, end: int, batch_rows: int
-) -> list[RowTensor]:
-    """Return rows `start` to `end` of every output.
+class BatchRows:
+    """The outputs of one batch.
 
     Args:
         spec: Tensors of the version.
         tensors: Outputs of the whole batch, each with one data buffer.
-        start: First row of the request in the batch.
-        end: Row after its last.
         batch_rows: Rows of the whole batch.
 
-    Returns:
-        One tensor per output, in spec order; buffers are views of `tensors`.
+    Attributes:
+        plain: Per output its data and bytes per row, where the version batches and
+            every row has as many; ``None`` elsewhere.
+        shapes: The outputs' shapes without the batch dimension; with it where
+            `plain` is ``None``.
     """
-    if spec.max_batch_rows == 0:
-        return [RowTensor(t.dims, t.data[0]) for t in tensors]
-    rows = []
-    for tensor in tensors:
-        data = tensor.data[0]
-        if tensor.layout == ROW_OFFSETS:
-            table = 8 * (batch_rows + 1)
-            (first,) = struct.unpack_from("<Q", data, 8 * start)
-            (last,) = struct.unpack_from("<Q", data, 8 * end)
-            part = data[table + first : table + last]
+
+    __slots__ = ("_batch_rows", "_spec", "_tensors", "plain", "shapes")
+
+    def __init__(
+        self, spec: ModelSpec, tensors: list[WireTensor], batch_rows: int
+    ) -> None:
+        self._spec = spec
+        self._tensors = tensors
+        self._batch_rows = batch_rows
+        self.plain: list[tuple[memoryview, int]] | None = None
+        if spec.max_batch_rows and not any(t.layout for t in tensors):
+            self.plain = [
+                (memoryview(t.data[0]), len(t.data[0]) // batch_rows) for t in tensors
+            ]
+            self.shapes = tuple([t.dims[1:] for t in tensors])
         else:
-            row_bytes = len(data) // batch_rows
-            part = data[start * row_bytes : end * row_bytes]
-        rows.append(RowTensor((end - start, *tensor.dims[1:]), part))
-    return rows
+            self.shapes = tuple([t.dims for t in tensors])
+
+    def cut(self, start: int, end: int) -> list[RowTensor]:
+        """Return rows `start` to `end` of every output, in spec order.
+
+        Returns:
+            One tensor per output; buffers are views of the batch's.
+        """
+        if self._spec.max_batch_rows == 0:
+            return [RowTensor(t.dims, t.data[0]) for t in self._tensors]
+        rows = []
+        for tensor in self._tensors:
+            data = tensor.data[0]
+            if tensor.layout == ROW_OFFSETS:
+                table = 8 * (self._batch_rows + 1)
+                (first,) = struct.unpack_from("<Q", data, 8 * start)
+                (last,) = struct.unpack_from("<Q", data, 8 * end)
+                part = data[table + first : table + last]
+            else:
+                row_bytes = len(data) // self._batch_rows
+                part = data[start * row_bytes : end * row_bytes]
+            rows.append(RowTensor((end - start, *tensor.dims[1:]), part))
+        return rows

@@ -39,6 +39,17 @@ class Histogram:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.total += value
 
+    def observe_all(self, values: list[int], total: int) -> None:
+        """Count values whose sum is `total`; most of a batch fall into one bucket."""
+        bounds, counts = self._bounds, self.counts
+        low = bisect_left(bounds, min(values))
+        if low == bisect_left(bounds, max(values)):
+            counts[low] += len(values)
+        else:
+            for value in values:
+                counts[bisect_left(bounds, value)] += 1
+        self.total += total
+
 
 class VersionStatistics:
     """Counters of one version in one front, for statistics RPC and metrics alike."""
@@ -79,20 +90,27 @@ class VersionStatistics:
         run[2] += timing.infer_ns
         run[3] += timing.output_ns
 
-    def succeeded(self, pending: Pending, timing: Timing, now_ns: int) -> None:
-        """Count a request that got its answer."""
-        waited = pending.sent_ns - pending.admitted_ns
-        self.rows += pending.rows
-        self.outcomes["ok"] += 1
-        self.queue_delay.observe(waited)
+    def answered(
+        self, requests: Sequence[Pending], timing: Timing, now_ns: int
+    ) -> None:
+        """Count the requests of one batch that got their answers."""
+        count = len(requests)
+        if not count:
+            return
+        waits = [pending.sent_ns - pending.admitted_ns for pending in requests]
+        waited = sum(waits)
+        sent_ns = requests[0].sent_ns
+        self.rows += sum([pending.rows for pending in requests])
+        self.outcomes["ok"] += count
+        self.queue_delay.observe_all(waits, waited)
         for pair, spent in (
-            (self.success, now_ns - pending.admitted_ns),
+            (self.success, waited + count * (now_ns - sent_ns)),
             (self.queue, waited),
-            (self.compute_input, timing.input_ns),
-            (self.compute_infer, timing.infer_ns),
-            (self.compute_output, timing.output_ns),
+            (self.compute_input, count * timing.input_ns),
+            (self.compute_infer, count * timing.infer_ns),
+            (self.compute_output, count * timing.output_ns),
         ):
-            pair[0] += 1
+            pair[0] += count
             pair[1] += spent
 
     def failed(self, pending: Pending, label: str, now_ns: int) -> None:

@@ -13,7 +13,6 @@ from gateway.rpc import Methods
 from gateway.transport.calls import Call, RefusedCall, StreamingCall, UnaryCall
 from gateway.transport.frames import ErrorCode
 from gateway.transport.heads import Head, HeadReader
-from gateway.transport.hpack import Header
 from gateway.transport.http2 import Connection
 from gateway.transport.streams import Limits, Stream, TransportStatistics
 
@@ -145,7 +144,9 @@ class GrpcConnection:
         if server.statistics.buffered_bytes > server.max_buffered_bytes:
             server.statistics.enforced("buffered_bytes")
             limit = server.max_buffered_bytes
-            raise OutOfBuffer(f"unfinished messages of all clients exceed {limit} bytes")
+            raise OutOfBuffer(
+                f"unfinished messages of all clients exceed {limit} bytes"
+            )
 
     def on_ping(self) -> None:
         """End a connection that pings too often while no call makes progress."""

@@ -18,6 +18,9 @@ EMPTY_TABLE = b"\x20"
 """Dynamic table size update to 0 (RFC 7541, 6.3): we never use the table, and a peer
 that made it smaller waits to hear so (4.2)."""
 _EARNED_PER_CALL = 4
+_EARNED_PER_MESSAGE = 2
+"""grpcio answers each small message of a stream with two WINDOW_UPDATEs. What leaves
+a queue bit by bit earns by its size alone (CVE-2019-9511)."""
 _WIDE_BYTES = 1 << 16
 """Bodies from this size on are not copied into one piece with their frames."""
 
@@ -138,6 +141,7 @@ class Sender:
         if stream.id not in self.streams or not size:
             return
         self.progress += 1
+        self.earned += _EARNED_PER_MESSAGE
         if (
             stream.queue is None
             and size <= self.send_window

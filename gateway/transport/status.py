@@ -45,7 +45,9 @@ class Cancelled(GatewayError):
 def incident(method: str) -> GatewayError:
     """Log the exception being handled; return what the client is told instead."""
     number = uuid4().hex[:12]
-    _log.error("handler_failed", method=method, incident=number, exc_info=sys.exc_info())
+    _log.error(
+        "handler_failed", method=method, incident=number, exc_info=sys.exc_info()
+    )
     return InternalError(f"internal error, incident {number}")
 
 

@@ -1,0 +1,48 @@
+"""An inference request on its way: what unary calls and streams share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gateway.clock import PredictionIds
+from gateway.serving.pending import Pending
+from gateway.serving.plans import Plan
+from workers.wire import Buffer
+
+Inputs = list[tuple[int, tuple[int, ...], Buffer]]
+"""Per present input of a request: spec index, full shape, raw bytes."""
+
+_NOTHING: Inputs = []
+
+
+class Service(Protocol):
+    """The part of `gateway.serving.infer.InferService` an exchange uses."""
+
+    ids: PredictionIds
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Drop a request whose client left."""
+
+
+class Exchange(Pending):
+    """An admitted inference request; who gets its outcome derives from it.
+
+    Attributes:
+        plan: How it is served.
+        id_field: The client's id, as it goes into the reply.
+        service: Where it was admitted.
+    """
+
+    plan: Plan
+    id_field: bytes
+    service: Service
+
+    def cancel(self) -> None:
+        """Drop the request: its client left."""
+        self.service.cancel(self)
+
+    def let_go(self) -> None:
+        """Free its tensors now: calls and callbacks refer to each other until the
+        garbage collector comes by.
+        """
+        self.inputs = _NOTHING

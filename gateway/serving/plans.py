@@ -1,0 +1,321 @@
+"""What is the same in request after request, worked out once. Pure.
+
+Clients repeat themselves: of a ModelInferRequest only the id and the tensor's bytes
+differ from one to the next. `scan` takes a message apart without protobuf into that
+and the rest, and the rest, as bytes, is the key to a `Plan`: the version, the checked
+shapes, the limits, and a reply with holes where the id and the rows go. Whatever
+`scan` does not recognise, protobuf parses; both end in a plan.
+
+Source: protobuf's wire format (a tag is field number << 3 | wire type; everything
+here is of type 2, length-delimited) and the field numbers of ``inference.proto``.
+"""
+
+from __future__ import annotations
+
+from gateway.catalogue import VersionEntry
+from gateway.errors import TooLarge
+from gateway.protocol.inference_pb2 import ModelInferRequest, ModelInferResponse
+from gateway.serving.pending import RowTensor
+from gateway.serving.queues import VersionQueue
+from gateway.serving.requests import CheckedInputs
+from gateway.serving.rows import BatchRows
+from workers.wire import Buffer
+
+PREDICTION_ID = "prediction_id"
+"""Response parameter: the id minted for this prediction (UUIDv7)."""
+SERVED_VERSION = "version"
+"""Response parameter: the version that served, as in ``model_version``."""
+
+_ID, _RAW = 0x1A, 0x3A
+_BEFORE_RAW = frozenset({0x0A, 0x12, _ID, 0x22, 0x2A, 0x32})
+"""Tags of model_name, model_version, id, parameters, inputs and outputs."""
+_RAW_OUTPUT = b"\x32"
+_MAX_REPLY_BYTES = (1 << 31) - (1 << 20)
+"""A protobuf message holds less than 2 GiB."""
+_WIDE_BYTES = 1 << 14
+"""Tensors from this size on are not copied out of their message."""
+_PLACE = "?" * 36
+_MAX_TEMPLATES = 16
+_UNSAFE = frozenset({"BYTES", "BOOL"})
+"""Datatypes whose bytes are checked one by one, in every request."""
+
+
+def scan(message: bytes) -> tuple[bytes, bytes, list[Buffer]] | None:
+    """Take a request apart.
+
+    Returns:
+        The message without its id and tensor bytes; the id field as it stands; the
+        raw tensors. ``None`` where the message is not written the usual way: then
+        it may be valid, and protobuf must say.
+    """
+    position = id_start = id_end = 0
+    end = len(message)
+    try:
+        while position < end:
+            tag = message[position]
+            if tag == _RAW:
+                break
+            if tag not in _BEFORE_RAW:
+                return None
+            size = message[position + 1]
+            stop = position + 2 + size
+            if size > 127:
+                size, after = _varint(message, position + 1)
+                stop = after + size
+            if tag == _ID:
+                if id_end:
+                    return None
+                id_start, id_end = position, stop
+            position = stop
+        raws: list[Buffer] = []
+        start = position
+        while start < end:
+            if message[start] != _RAW:
+                return None
+            size = message[start + 1]
+            begin = start + 2
+            if size > 127:
+                size, begin = _varint(message, start + 1)
+            start = begin + size
+            if size < _WIDE_BYTES:
+                raws.append(message[begin:start])
+            else:
+                raws.append(memoryview(message)[begin:start])
+    except IndexError:
+        return None
+    if start != end:
+        return None
+    if not id_end:
+        return message[:position], b"", raws
+    id_field = message[id_start:id_end]
+    if not id_field.isascii() and not _is_text(id_field):
+        return None
+    return message[:id_start] + message[id_end:position], id_field, raws
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return a number of up to 31 bits, and where it ends."""
+    value = 0
+    for shift in range(0, 35, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 128:
+            return value, position
+    raise IndexError
+
+
+def _encode_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _is_text(id_field: bytes) -> bool:
+    """Whether an id is UTF-8, as protobuf demands; its tag and length are ASCII."""
+    start = 2
+    while id_field[start - 1] > 127:
+        start += 1
+    try:
+        id_field[start:].decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class Template:
+    """A reply with holes: for one set of output shapes.
+
+    Attributes:
+        head: Name, version and the version parameter.
+        place: The prediction id's parameter up to its value.
+        outputs: Descriptions of the outputs.
+        raw: Per output its tag and length; ``None`` where lengths vary.
+    """
+
+    __slots__ = ("head", "indices", "outputs", "place", "raw")
+
+    def __init__(
+        self,
+        head: bytes,
+        place: bytes,
+        outputs: bytes,
+        raw: list[bytes] | None,
+        indices: tuple[int, ...],
+    ) -> None:
+        self.head = head
+        self.place = place
+        self.outputs = outputs
+        self.raw = raw
+        self.indices = indices
+
+
+class Plan:
+    """How to serve a request of one form, and how its reply looks.
+
+    Args:
+        request: One request of this form.
+        queue: Of the version that serves it.
+        checked: What `check_inputs` said of it.
+        outputs: Spec indices of the outputs asked for; ``None`` for all.
+        level: Priority level.
+        queue_timeout_ns: 0 for none.
+
+    Attributes:
+        model: Name the client used.
+        asked_version: Version the client named, or empty.
+        layout: Spec index and shape of every input.
+        sizes: Bytes of every raw tensor, in the request's order; ``None`` where the
+            plan holds for this one request alone.
+    """
+
+    def __init__(
+        self,
+        request: ModelInferRequest,
+        queue: VersionQueue,
+        checked: CheckedInputs,
+        outputs: tuple[int, ...] | None,
+        level: int,
+        queue_timeout_ns: int,
+    ) -> None:
+        self.model = request.model_name
+        self.asked_version = request.model_version
+        self.queue = queue
+        self.entry: VersionEntry = queue.entry
+        self.rows = checked.rows
+        self.shape_key = checked.shape_key
+        self.nbytes = checked.nbytes
+        self.level = level
+        self.queue_timeout_ns = queue_timeout_ns
+        self.max_requests = queue.entry.queue.max_requests
+        self.layout = [(index, dims) for index, dims, _ in checked.tensors]
+        self._outputs = outputs
+        self._templates: dict[tuple[tuple[int, ...], ...], Template] = {}
+        names = [tensor.name for tensor in queue.spec.inputs]
+        sent = [tensor.name for tensor in request.inputs]
+        # Of every input in spec order: which of the request's raw tensors it is.
+        self.order = [sent.index(names[index]) for index, _ in self.layout]
+        self.straight = self.order == [0]
+        self.sizes: list[int] | None = None
+        if len(request.raw_input_contents) == len(sent) and not any(
+            queue.spec.inputs[index].datatype in _UNSAFE for index, _ in self.layout
+        ):
+            self.sizes = [len(raw) for raw in request.raw_input_contents]
+
+    def inputs(
+        self, raws: list[Buffer]
+    ) -> list[tuple[int, tuple[int, ...], Buffer]] | None:
+        """Return the inputs of a request whose tensors are `raws`.
+
+        ``None`` where their sizes are not those the plan was made for.
+        """
+        if self.straight:  # the usual case: one input
+            if len(raws) != 1 or len(raws[0]) != self.nbytes:
+                return None
+            index, dims = self.layout[0]
+            return [(index, dims, raws[0])]
+        if [len(raw) for raw in raws] != self.sizes:
+            return None
+        return [
+            (index, dims, raws[place])
+            for (index, dims), place in zip(self.layout, self.order, strict=True)
+        ]
+
+    def reply(
+        self,
+        rows: BatchRows,
+        start: int,
+        id_field: bytes,
+        prediction_id: str,
+        final: bytes = b"",
+    ) -> bytes:
+        """Build the serialised ModelInferResponse.
+
+        Args:
+            rows: Outputs of the batch.
+            start: The request's first row in it.
+            id_field: Of the request, as `scan` gives it.
+            prediction_id: Id of this prediction, 36 characters.
+            final: More fields, serialised.
+
+        Raises:
+            TooLarge: The outputs do not fit a message.
+        """
+        template = self._templates.get(rows.shapes)
+        if template is None:
+            template = self._make(rows)
+        plain = rows.plain
+        raw = template.raw
+        name = prediction_id.encode()
+        head, place, outputs = template.head, template.place, template.outputs
+        if raw is not None and plain is not None:
+            end = start + self.rows
+            if len(raw) == 1:
+                data, size = plain[template.indices[0]]
+                piece = data[start * size : end * size]
+                return b"".join(
+                    (head, final, id_field, place, name, outputs, raw[0], piece)
+                )
+            parts: list[Buffer] = [head, final, id_field, place, name, outputs]
+            for index, tag in zip(template.indices, raw, strict=True):
+                data, size = plain[index]
+                parts += (tag, data[start * size : end * size])
+            return b"".join(parts)
+        tensors = rows.cut(start, start + self.rows)
+        parts = [head, final, id_field, place, name, outputs]
+        total = 0
+        for index in template.indices:
+            piece = memoryview(tensors[index].data)
+            total += len(piece)
+            parts += (_RAW_OUTPUT, _encode_varint(len(piece)), piece)
+        self._check_size(total)
+        return b"".join(parts)
+
+    def _check_size(self, nbytes: int) -> None:
+        if nbytes > _MAX_REPLY_BYTES:
+            text = f"the outputs of '{self.queue.model}' are {nbytes} bytes; ask for"
+            raise TooLarge(f"{text} fewer rows or outputs")
+
+    def _make(self, rows: BatchRows) -> Template:
+        """Make the template for a batch's output shapes; protobuf writes its parts."""
+        tensors: list[RowTensor] = rows.cut(0, self.rows)
+        version = str(self.entry.version)
+        indices = self._outputs
+        if indices is None:
+            indices = tuple(range(len(tensors)))
+        head = ModelInferResponse(model_name=self.model, model_version=version)
+        head.parameters[SERVED_VERSION].string_param = version
+        identity = ModelInferResponse()
+        identity.parameters[PREDICTION_ID].string_param = _PLACE
+        before, _, after = identity.SerializeToString().partition(_PLACE.encode())
+        assert not after, "the id is the last thing in its parameter"
+        described = ModelInferResponse()
+        for index in indices:
+            tensor = self.queue.spec.outputs[index]
+            described.outputs.add(
+                name=tensor.name, datatype=tensor.datatype, shape=tensors[index].dims
+            )
+        raw: list[bytes] | None = None
+        if rows.plain is not None:
+            sizes = [self.rows * rows.plain[index][1] for index in indices]
+            self._check_size(sum(sizes))
+            raw = [_RAW_OUTPUT + _encode_varint(size) for size in sizes]
+        template = Template(
+            head.SerializeToString(),
+            before,
+            described.SerializeToString(),
+            raw,
+            indices,
+        )
+        if len(self._templates) >= _MAX_TEMPLATES:
+            self._templates.clear()
+        self._templates[rows.shapes] = template
+        return template
+
+
+def stream_frame(message: bytes) -> bytes:
+    """Wrap a serialised ModelInferResponse into a ModelStreamInferResponse."""
+    return b"\x12" + _encode_varint(len(message)) + message
