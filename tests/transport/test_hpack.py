@@ -478,7 +478,7 @@ INVALID = {
     "beyond the static table": b"\xbe",
     "far beyond": encode_indexed(10_000),
     "name beyond the table": b"\x7f\x00" + string(b"v"),
-    "integer of six bytes": b"\xff\x80\x80\x80\x80\x00",
+    "integer of six bytes": b"\x3f\x80\x80\x80\x80\x00",
     "endless integer": b"\xff" + b"\x80" * 1000,
     "integer overflow": b"\xff\xff\xff\xff\xff\x7f",
     "huge string": b"\x00\x7f\xff\xff\xff\x7f",
@@ -497,6 +497,10 @@ INVALID = {
 def test_invalid_blocks_are_refused(block: bytes) -> None:
     with pytest.raises(HpackError, match=r"\w{4}"):
         Decoder().decode(block)
+
+
+def test_an_integer_may_have_five_bytes() -> None:
+    assert Decoder().decode(b"\x3f\x80\x80\x80\x00\x82") == [(b":method", b"GET")]
 
 
 def test_padding_of_up_to_seven_ones_is_read() -> None:
