@@ -129,6 +129,8 @@ def _raw(tensor: TensorSpec, array: Array) -> Buffer:
         raise RunError(
             f"output '{tensor.name}' has type {array.dtype}, not {tensor.datatype}"
         )
+    if array.flags.c_contiguous and array.size and array.ndim:
+        return array.data.cast("B")
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 

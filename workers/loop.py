@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
+import select
 import signal
 import socket
 import traceback
@@ -27,17 +27,23 @@ from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
 from workers.wire import Buffer, FrameReader, Kind
 
 READ_BYTES = 1 << 18
+_JOIN_BUFFERS = 8
+"""So few buffers leave as one: results that are large lie in the arena."""
 _SENDMSG_BUFFERS = 512  # below IOV_MAX (1024 on Linux)
 
 
 @dataclass(eq=False, slots=True)
 class Peer:
-    """One connection: a front's data link, or the supervisor's control link."""
+    """One connection: a front's data link, or the supervisor's control link.
+
+    `writing`: the socket took no more, and the poll says when it does again.
+    """
 
     sock: socket.socket
     reader: FrameReader = field(default_factory=FrameReader)
     outbox: deque[Buffer] = field(default_factory=deque)
     arena: Arena | None = None
+    writing: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -70,7 +76,9 @@ class WorkerLoop:
         self._mergeable: set[int] = set()
         self._peers: set[Peer] = set()
         self._waiting: deque[Waiting] = deque()
-        self._selector = selectors.DefaultSelector()
+        # Without `selectors`: its bookkeeping cost as much as the rest of a poll.
+        self._poller = select.epoll()
+        self._polled: dict[int, Peer | socket.socket] = {}
         self._stopping = False
 
     def run(self) -> None:
@@ -81,11 +89,11 @@ class WorkerLoop:
         """
         self._listener.setblocking(False)
         self._control.sock.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
-        self._selector.register(self._control.sock, selectors.EVENT_READ, self._control)
+        self._watch(self._listener, self._listener)
+        self._watch(self._control.sock, self._control)
         wakeup, waker = socket.socketpair()
         waker.setblocking(False)
-        self._selector.register(wakeup, selectors.EVENT_READ, wakeup)
+        self._watch(wakeup, wakeup)
         signal.set_wakeup_fd(waker.fileno())
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is not for us
@@ -97,24 +105,30 @@ class WorkerLoop:
     def _stop(self) -> None:
         self._stopping = True
 
+    def _watch(self, sock: socket.socket, owner: Peer | socket.socket) -> None:
+        """Have the poll say when there is something to read."""
+        self._poller.register(sock, select.EPOLLIN)
+        self._polled[sock.fileno()] = owner
+
     def _poll(self, timeout: float | None) -> None:
-        for key, mask in self._selector.select(timeout):
-            if key.data is None:
+        for fd, events in self._poller.poll(timeout):
+            owner = self._polled.get(fd)
+            if isinstance(owner, Peer):
+                if events & select.EPOLLOUT:
+                    self._flush(owner)
+                if events & ~select.EPOLLOUT:
+                    self._read(owner)
+            elif owner is self._listener:
                 self._accept()
-            elif isinstance(key.data, Peer):
-                if mask & selectors.EVENT_WRITE:
-                    self._flush(key.data)
-                if mask & selectors.EVENT_READ:
-                    self._read(key.data)
-            else:
-                key.data.recv(4096)
+            elif owner is not None:
+                owner.recv(4096)
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
         sock.setblocking(False)
         peer = Peer(sock)
         self._peers.add(peer)
-        self._selector.register(sock, selectors.EVENT_READ, peer)
+        self._watch(sock, peer)
 
     def _read(self, peer: Peer) -> None:
         try:
@@ -144,7 +158,8 @@ class WorkerLoop:
     def _drop(self, peer: Peer) -> None:
         if peer.sock.fileno() < 0:
             return  # dropped a moment ago, while writing
-        self._selector.unregister(peer.sock)
+        self._poller.unregister(peer.sock)
+        del self._polled[peer.sock.fileno()]
         peer.sock.close()
         if peer is self._control:
             self._stopping = True  # the supervisor is gone
@@ -160,6 +175,18 @@ class WorkerLoop:
     def _send(self, peer: Peer, buffers: list[Buffer]) -> None:
         if peer is not self._control and peer not in self._peers:
             return  # it left while its batch ran
+        if not peer.outbox and len(buffers) <= _JOIN_BUFFERS:
+            data = b"".join(buffers) if len(buffers) > 1 else buffers[0]
+            try:
+                sent = peer.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._drop(peer)
+                return
+            if sent == len(data):
+                return
+            buffers = [memoryview(data)[sent:]]
         was_empty = not peer.outbox
         peer.outbox.extend(buffers)
         if was_empty:
@@ -176,14 +203,15 @@ class WorkerLoop:
                 if sent:
                     outbox[0] = memoryview(outbox[0])[sent:]
         except BlockingIOError:
-            events = selectors.EVENT_READ | selectors.EVENT_WRITE
-            self._selector.modify(peer.sock, events, peer)
+            peer.writing = True
+            self._poller.modify(peer.sock, select.EPOLLIN | select.EPOLLOUT)
             return
         except OSError:
             self._drop(peer)
             return
-        if self._selector.get_key(peer.sock).events & selectors.EVENT_WRITE:
-            self._selector.modify(peer.sock, selectors.EVENT_READ, peer)
+        if peer.writing:
+            peer.writing = False
+            self._poller.modify(peer.sock, select.EPOLLIN)
 
     def _command(self, id_: int, command: dict[str, Any]) -> None:
         match command["op"]:
@@ -228,7 +256,7 @@ class WorkerLoop:
         group = [first]
         if loaded is None or first.run.handle not in self._mergeable:
             return loaded, group
-        if first.run.alone:
+        if first.run.alone or not self._waiting:
             return loaded, group
         limit = loaded.spec.max_batch_rows
         rows = first.run.rows
@@ -255,8 +283,9 @@ class WorkerLoop:
 
     def _answer(self, loaded: Loaded, group: list[Waiting]) -> None:
         for waiting in group:
-            if waiting.peer.arena is not None:
-                waiting.peer.arena.started[waiting.run.slot] = waiting.run.id
+            arena = waiting.peer.arena
+            if arena is not None:
+                arena.started[waiting.run.slot] = waiting.run.id
         try:
             results = execute(loaded, [waiting.run for waiting in group])
             frames = [

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 Buffer = bytes | bytearray | memoryview
@@ -26,6 +27,9 @@ _RESULT = struct.Struct("<QQQII")
 """Input, infer and output nanoseconds, executions, rows of the merged batch."""
 _TENSOR = struct.Struct("<HBB4xQ")
 """Index in the spec, rank, layout, data bytes; then `rank` int64 dimensions."""
+
+_RANK_AT = 2
+"""Where the rank stands in a tensor header."""
 
 CREDITS = 2
 """Batches a front may have at one worker: one running, one prefetched. Each holds
@@ -95,7 +99,9 @@ class WireTensor:
 
     def nbytes(self) -> int:
         """Return the bytes of all pieces."""
-        return sum(len(piece) for piece in self.data)
+        if len(self.data) == 1:
+            return len(self.data[0])
+        return sum([len(piece) for piece in self.data])
 
 
 @dataclass(slots=True)
@@ -189,14 +195,27 @@ def _padding(size: int) -> int:
     return -size % ALIGNMENT
 
 
+@lru_cache(4096)
+def _pack_tensor(index: int, layout: int, size: int, dims: tuple[int, ...]) -> bytes:
+    """Encode a tensor header; the same few come again and again."""
+    head = _TENSOR.pack(index, len(dims), layout, size)
+    return head + struct.pack(f"<{len(dims)}q", *dims)
+
+
+@lru_cache(4096)
+def _unpack_tensor(header: bytes) -> tuple[int, int, int, tuple[int, ...]]:
+    """Decode a tensor header: index, layout, data bytes, shape."""
+    index, rank, layout, size = _TENSOR.unpack_from(header)
+    return index, layout, size, struct.unpack_from(f"<{rank}q", header, _TENSOR.size)
+
+
 def _layout(head: bytes, tensors: Sequence[WireTensor]) -> tuple[bytes, int]:
     """Return head and tensor headers, padded, and the aligned bytes of all data."""
     parts = [head]
     total = 0
     for tensor in tensors:
         size = tensor.nbytes()
-        parts.append(_TENSOR.pack(tensor.index, len(tensor.dims), tensor.layout, size))
-        parts.append(struct.pack(f"<{len(tensor.dims)}q", *tensor.dims))
+        parts.append(_pack_tensor(tensor.index, tensor.layout, size, tensor.dims))
         total += size + _padding(size)
     headers = b"".join(parts)
     return headers + bytes(_padding(len(headers))), total
@@ -267,13 +286,12 @@ def _decode_tensors(
     for _ in range(frame.tensors):
         if len(body) - position < _TENSOR.size:
             raise WireError("truncated tensor header")
-        index, rank, layout, size = _TENSOR.unpack_from(body, position)
-        position += _TENSOR.size
-        if rank > MAX_RANK or len(body) - position < 8 * rank:
+        rank = body[position + _RANK_AT]
+        end = position + _TENSOR.size + 8 * rank
+        if rank > MAX_RANK or len(body) < end:
             raise WireError("truncated tensor shape")
-        dims = struct.unpack_from(f"<{rank}q", body, position)
-        position += 8 * rank
-        headers.append((index, layout, size, dims))
+        headers.append(_unpack_tensor(bytes(body[position:end])))
+        position = end
     position += _padding(position)
     source = body
     if frame.flags & IN_ARENA:

@@ -17,6 +17,7 @@ from gateway.serving.pending import Pending, Phase
 
 _SWEEP_SLACK = 64
 """Done requests a window keeps before it sweeps them out."""
+_NEVER_NS = 1 << 63
 
 
 class CloseReason(StrEnum):
@@ -29,7 +30,7 @@ class CloseReason(StrEnum):
     RETRY = "retry"
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Batch:
     """Requests that run together.
 
@@ -66,7 +67,15 @@ class BatchWindow:
         levels: Number of priority levels, at least 1.
     """
 
-    __slots__ = ("_bytes", "_dead", "_levels", "_live", "_policy", "_rows")
+    __slots__ = (
+        "_bytes",
+        "_dead",
+        "_levels",
+        "_live",
+        "_policy",
+        "_rows",
+        "earliest_ns",
+    )
 
     def __init__(self, policy: BatchPolicy, levels: int = 1) -> None:
         self._policy = policy
@@ -75,6 +84,8 @@ class BatchWindow:
         self._dead = 0
         self._rows = 0
         self._bytes = 0
+        self.earliest_ns = _NEVER_NS
+        """Nothing that waits expires before."""
 
     def __len__(self) -> int:
         """Return the number of requests that still wait."""
@@ -96,9 +107,20 @@ class BatchWindow:
     def add(self, pending: Pending) -> None:
         """Let a request wait at the end of its level."""
         self._levels[pending.level].append(pending)
+        if pending.expires_ns < self.earliest_ns:
+            self.earliest_ns = pending.expires_ns
         self._live += 1
         self._rows += pending.rows
         self._bytes += pending.nbytes
+
+    def expired(self, now_ns: int) -> list[Pending]:
+        """Return what waits in vain; the caller resolves it (see `abandoned`)."""
+        if now_ns < self.earliest_ns:
+            return []
+        found = [p for p in self.waiting() if p.expires_ns <= now_ns]
+        left = [p.expires_ns for p in self.waiting() if p.expires_ns > now_ns]
+        self.earliest_ns = min(left, default=_NEVER_NS)
+        return found
 
     def abandoned(self, pending: Pending) -> None:
         """Note that a waiting request was resolved otherwise; its rows stay out."""

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from gateway.catalogue import Catalogue, State, VersionEntry
-from gateway.deadlines import DeadlineWheel
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -28,6 +27,8 @@ from workers.wire import CREDITS, Failure, Result
 
 _TIMER_TICK_NS = 1_000_000
 """Resolution of the loop's timers (uvloop rounds to milliseconds)."""
+_EXPIRY_TICK_NS = 4_000_000
+"""Expired requests are looked for at most this often."""
 _TIMER_SLACK_NS = 1_500_000
 """A wait for company that would end within this ends now: a timer could not tell,
 and leaving early is always allowed."""
@@ -63,7 +64,7 @@ class Dispatcher:
         self._pushback_ms = pushback_ms
         self._queues: dict[int, VersionQueue] = {}
         self._active: dict[int, VersionQueue] = {}
-        self._wheel: DeadlineWheel[Pending] = DeadlineWheel()
+        self._running: dict[Batch, VersionQueue] = {}
         self._pump_due = False
         self._settling: set[VersionQueue] = set()
         self._wake: asyncio.TimerHandle | None = None
@@ -154,13 +155,12 @@ class Dispatcher:
         pending.queue = queue
         queue.add(pending)
         self._active[queue.entry.handle] = queue
-        expires_ns = pending.deadline_ns
-        if 0 < pending.queue_deadline_ns < expires_ns:
-            expires_ns = pending.queue_deadline_ns
-        self._wheel.add(pending, expires_ns)
-        if not self._expiry_ns or expires_ns < self._expiry_ns:
-            self._arm_expiry()
-        self._pump_soon()
+        expires_ns = pending.expires_ns
+        if expires_ns < self._expiry_ns or not self._expiry_ns:
+            self._arm_expiry(expires_ns)
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self.pump)
 
     def cancel(self, pending: Pending) -> None:
         """Forget a request whose client left; its callbacks are never called."""
@@ -178,7 +178,6 @@ class Dispatcher:
         if pending.phase is Phase.QUEUED:
             queue.abandoned(pending)
         pending.phase = Phase.DONE
-        self._wheel.remove(pending)
         self._admission.release(queue.model, pending.nbytes)
         self._settle(queue)
 
@@ -206,37 +205,58 @@ class Dispatcher:
 
     # -- deadlines --------------------------------------------------------------
 
-    def _arm_expiry(self) -> None:
-        due = self._wheel.next_ns()
+    def _arm_expiry(self, due_ns: int) -> None:
+        """Look for expired requests at `due_ns`; 0 for never.
+
+        One timer for all. A request costs a comparison when it comes and nothing when
+        it goes: the timer of one that was answered finds what is the next.
+        """
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
-        self._expiry_ns = due or 0
-        if due is not None:
-            self._expiry = self._loop.call_at(due / 1e9, self._expire)
+        self._expiry_ns = due_ns
+        if due_ns:
+            due_s = (due_ns + _TIMER_TICK_NS) / 1e9
+            self._expiry = self._loop.call_at(due_s, self._expire)
 
     def _expire(self) -> None:
+        now = self._now()
         try:
-            self._expire_due(self._now())
+            self._expire_due(now)
         finally:  # whatever a callback did: deadlines go on
-            self._arm_expiry()
+            earliest = self._earliest_ns()
+            self._arm_expiry(max(earliest, now + _EXPIRY_TICK_NS) if earliest else 0)
 
     def _expire_due(self, now: int) -> None:
-        for pending in self._wheel.expire(now):
-            if pending.phase is Phase.DONE:
-                continue  # cancelled just now: its stream ended with another's error
-            queue = pending.queue
-            assert queue is not None  # it was submitted
-            if pending.deadline_ns <= now:
-                queue.statistics.dropped_rows["expired"] += pending.rows
-                text = "Deadline exceeded before an answer was there"
-                self._fail(queue, pending, DeadlineExceeded(text))
-            elif pending.phase is Phase.QUEUED:
-                queue.statistics.dropped_rows["expired"] += pending.rows
-                text = f"Request timeout expired in the queue of '{queue.model}'"
-                self._fail(queue, pending, QueueTimeout(text))
-            else:  # it left the queue in time: only the deadline counts now
-                self._wheel.add(pending, pending.deadline_ns)
+        for queue in tuple(self._active.values()):
+            for pending in queue.expired(now):
+                self._expire_one(queue, pending, now)
+        for batch, queue in tuple(self._running.items()):
+            for pending in batch.requests:
+                if pending.phase is _RUNNING and pending.deadline_ns <= now:
+                    self._expire_one(queue, pending, now)
+
+    def _expire_one(self, queue: VersionQueue, pending: Pending, now: int) -> None:
+        if pending.phase is _DONE:
+            return  # cancelled just now: its stream ended with another's error
+        queue.statistics.dropped_rows["expired"] += pending.rows
+        if pending.deadline_ns <= now:
+            text = "Deadline exceeded before an answer was there"
+            self._fail(queue, pending, DeadlineExceeded(text))
+        else:
+            text = f"Request timeout expired in the queue of '{queue.model}'"
+            self._fail(queue, pending, QueueTimeout(text))
+
+    def _earliest_ns(self) -> int:
+        """Return a bound below which nothing in flight expires; 0: nothing is."""
+        found = [queue.earliest_ns() for queue in self._active.values()]
+        found += [
+            pending.deadline_ns
+            for batch in self._running
+            for pending in batch.requests
+            if pending.phase is _RUNNING
+        ]
+        return min((instant for instant in found if instant), default=0)
 
     # -- batches out ------------------------------------------------------------
 
@@ -285,6 +305,7 @@ class Dispatcher:
             pending.phase = _RUNNING
             pending.sent_ns = now
         queue.running += 1
+        self._running[batch] = queue
         queue.statistics.sent(batch.reason, batch.rows)
         port.send(queue, batch)
 
@@ -317,6 +338,7 @@ class Dispatcher:
         The buffers of `result` are valid only during this call.
         """
         queue.running -= 1
+        self._running.pop(batch, None)
         now = self._now()
         timing = Timing(result.input_ns, result.infer_ns, result.output_ns)
         queue.learn(sum(timing))
@@ -328,7 +350,6 @@ class Dispatcher:
         nbytes = 0
         for pending in live:  # out of everything first: callbacks may cancel others
             pending.phase = _DONE
-            self._wheel.remove(pending)
             nbytes += pending.nbytes
         self._admission.release(queue.model, nbytes, len(live))
         for pending, start in zip(live, starts, strict=True):
@@ -353,6 +374,7 @@ class Dispatcher:
     ) -> None:
         """Deal with a batch that gave no result: find the request it belongs to."""
         queue.running -= 1
+        self._running.pop(batch, None)
         live = [p for p in batch.requests if p.phase is Phase.RUNNING]
         if failure is Failure.UNKNOWN_HANDLE:
             self._again(queue, live)
@@ -373,6 +395,7 @@ class Dispatcher:
             ran: It may have been running, and so may be what killed the worker.
         """
         queue.running -= 1
+        self._running.pop(batch, None)
         live = [p for p in batch.requests if p.phase is Phase.RUNNING]
         # Alone, so that a request that kills its worker takes no other along.
         for part in [[pending] for pending in live] if ran else [live]:

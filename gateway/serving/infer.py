@@ -15,7 +15,7 @@ from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.exchange import Exchange, Inputs
 from gateway.serving.infer_stream import InferStream
-from gateway.serving.plans import Plan, scan
+from gateway.serving.plans import Layout, Plan, layout_of, scan, tail
 from gateway.serving.requests import (
     Parameters,
     check_inputs,
@@ -25,6 +25,7 @@ from gateway.serving.requests import (
 )
 from gateway.serving.rows import BatchRows
 from gateway.serving.state import FrontState
+from workers.wire import Buffer
 
 _MAX_PLANS = 1024
 _MAX_PLAN_BYTES = 4096
@@ -88,6 +89,7 @@ class InferService:
         self._stream_limits = max_stream_inflight, max_stream_bytes
         self._streams: set[InferStream] = set()
         self._plans: dict[bytes, Plan] = {}
+        self._layouts: dict[int, Layout] = {}
         self._planned = state.catalogue
         self.ids = PredictionIds()
         self.rejected: Counter[str] = Counter()
@@ -129,7 +131,22 @@ class InferService:
         Raises:
             GatewayError: Why it was not admitted.
         """
-        plan, id_field, inputs = self._plan(message)
+        if self._planned is not self._state.catalogue:
+            self._planned = self._state.catalogue
+            self._plans.clear()
+            self._layouts.clear()
+        layout = self._layouts.get(len(message))
+        if (
+            layout is not None
+            and message.startswith(layout.first)
+            and message[layout.id_end : layout.raw_start] == layout.second
+            and (id_field := message[layout.id_start : layout.id_end]).isascii()
+        ):
+            plan = layout.plan
+            index, dims = plan.layout[0]
+            inputs: Inputs = [(index, dims, tail(message, layout.raw_start))]
+        else:
+            plan, id_field, inputs = self._plan(message)
         queue = plan.queue
         now = self._now()
         latest = deadline_ns or now + self._default_timeout_ns
@@ -160,9 +177,6 @@ class InferService:
 
     def _plan(self, message: bytes) -> tuple[Plan, bytes, Inputs]:
         """Return how to serve a request, its id field and its tensors."""
-        if self._planned is not self._state.catalogue:
-            self._planned = self._state.catalogue
-            self._plans.clear()
         found = scan(message)
         if found is not None:
             key, id_field, raws = found
@@ -170,8 +184,18 @@ class InferService:
             if plan is not None:
                 inputs = plan.inputs(raws)
                 if inputs is not None:
+                    self._remember(message, id_field, raws, plan)
                     return plan, id_field, inputs
         return self._new_plan(message, None if found is None else found[0])
+
+    def _remember(
+        self, message: bytes, id_field: bytes, raws: list[Buffer], plan: Plan
+    ) -> None:
+        layout = layout_of(message, id_field, raws, plan)
+        if layout is not None:
+            if len(self._layouts) >= _MAX_PLANS:
+                self._layouts.clear()
+            self._layouts[len(message)] = layout
 
     def _new_plan(
         self, message: bytes, key: bytes | None

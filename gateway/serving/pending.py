@@ -56,7 +56,7 @@ class Pending:
     Attributes:
         queue: The queue of the version that serves it, from `submit` on.
         sent_ns: When its batch left for a worker; 0 before.
-        expires_ns: The instant it is registered for in the deadline wheel.
+        expires_ns: When it fails if it still waits: the earlier of both deadlines.
         attempts: Workers that died while it may have been running.
         phase: Where it stands.
         dropped: Nobody wants its outcome any more.
@@ -64,7 +64,6 @@ class Pending:
 
     queue: VersionQueue | None = None
     sent_ns = 0
-    expires_ns = 0
     attempts = 0
     phase = Phase.QUEUED
     dropped = False
@@ -87,7 +86,9 @@ class Pending:
         self.level = level
         self.admitted_ns = admitted_ns
         self.queue_deadline_ns = queue_deadline_ns
-        self.deadline_ns = deadline_ns
+        self.deadline_ns = self.expires_ns = deadline_ns
+        if 0 < queue_deadline_ns < deadline_ns:
+            self.expires_ns = queue_deadline_ns
 
     def on_result(self, rows: BatchRows, start: int) -> None:
         """Take the outcome: the request's rows of every output begin at `start`.

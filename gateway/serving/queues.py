@@ -74,6 +74,30 @@ class VersionQueue:
             if not len(window):
                 del self._windows[pending.shape_key]
 
+    def expired(self, now_ns: int) -> list[Pending]:
+        """Return what waits and has expired; a retry has left the queue in time once,
+        so only its deadline counts."""
+        found = [
+            pending
+            for batch in self._retries
+            for pending in batch.requests
+            if pending.phase is Phase.REQUEUED and pending.deadline_ns <= now_ns
+        ]
+        for window in self._windows.values():
+            found += window.expired(now_ns)
+        return found
+
+    def earliest_ns(self) -> int:
+        """Return an instant before which nothing that waits expires; 0: nothing does."""
+        found = [window.earliest_ns for window in self._windows.values()]
+        found += [
+            pending.deadline_ns
+            for batch in self._retries
+            for pending in batch.requests
+            if pending.phase is Phase.REQUEUED
+        ]
+        return min(found, default=0)
+
     def empty(self) -> bool:
         """Return whether nothing waits; lets go of retries that nobody waits for."""
         while self._retries and not _any_waits(self._retries[0]):

@@ -180,7 +180,10 @@ class UnaryCall(Call):
         parts = (b"\0" + size.to_bytes(4, "big"), message)
         self.owner.http2.respond(self, head, parts, size + 5, tail)
         self.on_cancel = None
-        self._let_go()
+        if self._reader is not None or self.expires_ns:
+            self._let_go()
+        else:
+            self.over = True
 
     def fail(self, error: GatewayError) -> None:
         """End the call with a status; see `gateway.rpc.Call`."""

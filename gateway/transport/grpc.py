@@ -103,6 +103,14 @@ class GrpcConnection:
         head, timeout_ns = opening
         deadline_ns = self.server.now_ns() + timeout_ns if timeout_ns else 0
         call: Call
+        if head.simple:
+            call = self.http2.streams[stream_id] = UnaryCall(
+                self, stream_id, head, deadline_ns
+            )
+            if head.length is not None:
+                call.expected = head.length
+                call.careful = True
+            return call
         if head.refusal is not None:
             refused = call = RefusedCall(self, stream_id, head, 0)
             self.http2.streams[stream_id] = call

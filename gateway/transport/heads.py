@@ -59,6 +59,7 @@ class Head:
         refusal: Ends the call at once; with `body` after response headers, if any.
         body: For those who do not speak gRPC.
         length: Value of ``content-length``.
+        simple: A unary call that is not refused, and whose deadline is its own.
     """
 
     __slots__ = (
@@ -69,6 +70,7 @@ class Head:
         "own_deadline",
         "path",
         "refusal",
+        "simple",
         "stream",
         "unary",
     )
@@ -83,6 +85,7 @@ class Head:
         self.refusal: HeaderBlock | None = None
         self.body = b""
         self.length: int | None = None
+        self.simple = False
 
 
 class HeadReader:
@@ -158,6 +161,7 @@ class HeadReader:
             check_encoding(head.encoding)
             if head.unary is None and head.stream is None:
                 raise Unsupported(f"Method not found: {head.path}")
+            head.simple = head.unary is not None and head.own_deadline
         except Unsupported as error:
             accepted = (("grpc-accept-encoding", "identity,deflate,gzip"),)
             head.refusal = trailers(error, accepted, alone=True)

@@ -152,6 +152,10 @@ class Connection(Control):
         largest = self.limits.max_frame_bytes
         stream_window = self.limits.stream_window_bytes
         unpack = frames.unpack_header
+        heads = self._heads
+        max_streams = self.limits.max_streams
+        statistics = self.statistics
+        open_stream = self.application.open
         while end - position >= frames.HEADER_BYTES:
             high, low, kind, flags, stream_id = unpack(data, position)
             length = high << 8 | low
@@ -168,7 +172,11 @@ class Connection(Control):
                 break
             if kind == DATA and flags <= END_STREAM:
                 stream = streams.get(stream_id)
-                if stream is not None and not stream.careful and length:
+                if (
+                    stream is not None
+                    and length
+                    and (not stream.careful or (flags and stream.whole(length)))
+                ):
                     self._window -= length
                     stream.unread += length
                     if self._window < 0 or stream.unread > stream_window:
@@ -179,7 +187,19 @@ class Connection(Control):
                     continue
             elif kind == HEADERS and flags | END_STREAM == END_STREAM | END_HEADERS:
                 block = data[start:position]
-                self._on_headers(flags, stream_id & MAX_STREAM_ID, block)
+                head = heads.get(block)
+                if (
+                    head is not None
+                    and flags == END_HEADERS
+                    and stream_id & 1
+                    and self.last_id < stream_id <= self.refuse_above
+                    and len(streams) < max_streams
+                ):  # the usual case of `_on_headers`
+                    self.last_id = stream_id
+                    statistics.calls += 1
+                    open_stream(stream_id, head, False)
+                else:
+                    self._on_headers(flags, stream_id & MAX_STREAM_ID, block)
                 continue
             handler = self._others.get(kind)
             if handler is None:

@@ -112,6 +112,10 @@ class Stream:
     ending = False
     trailers: HeaderBlock | None = None
 
+    def whole(self, length: int) -> bool:
+        """Whether a last frame brings exactly what `content-length` promised."""
+        return self.expected == length and not self.remote_closed
+
     def on_data(self, data: bytes, ended: bool) -> None:
         """Take body bytes; `ended`: there will be no more. May come empty."""
         raise NotImplementedError
