@@ -17,7 +17,7 @@ import grpc
 from gateway.config import GrpcConfig
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
-from gateway.rpc import Methods, StreamCall, StreamHandler
+from gateway.rpc import Metadata, Methods, StreamCall, StreamHandler
 
 _log = get_logger("transport")
 
@@ -38,19 +38,56 @@ class _Context(Protocol):
     def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]: ...
     async def read(self) -> Any: ...  # noqa: ANN401
     async def write(self, message: bytes) -> None: ...
+    async def send_initial_metadata(self, metadata: Metadata) -> None: ...
+    def set_trailing_metadata(self, metadata: Metadata) -> None: ...
     async def abort(
-        self,
-        code: grpc.StatusCode,
-        details: str,
-        trailing_metadata: tuple[tuple[str, str], ...],
+        self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata
     ) -> None: ...
 
 
-def _header(context: _Context, key: str) -> str | None:
-    for name, value in context.invocation_metadata() or ():
-        if name == key:
-            return value if isinstance(value, str) else value.decode("latin-1")
-    return None
+class _Headers:
+    """What both kinds of calls do with metadata."""
+
+    __slots__ = ("_context", "initial_metadata", "trailing_metadata")
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+        self.initial_metadata: Metadata = ()
+        self.trailing_metadata: Metadata = ()
+
+    def metadata(self, key: str) -> str | None:
+        value = self._header(key)
+        return value if isinstance(value, str) else None
+
+    def metadata_bytes(self, key: str) -> bytes | None:
+        value = self._header(key)
+        return value if isinstance(value, bytes) else None
+
+    def _header(self, key: str) -> str | bytes | None:
+        for name, value in self._context.invocation_metadata() or ():
+            if name == key:
+                return value
+        return None
+
+    async def send_headers(self) -> None:
+        """Send what the handler adds to the response headers, before anything else."""
+        if self.initial_metadata:
+            await self._context.send_initial_metadata(tuple(self.initial_metadata))
+
+    async def abort(self, error: GatewayError) -> None:
+        """End with the error's status and every trailer; raises what grpc wants."""
+        trailers = tuple(self.trailing_metadata)
+        if error.pushback_ms is not None:
+            trailers += (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
+        details = error.message.encode(errors="replace")[:_MAX_DETAILS_BYTES]
+        await self._context.abort(
+            _STATUS[int(error.code)], details.decode(errors="ignore"), trailers
+        )
+
+    def end(self) -> None:
+        """End with OK."""
+        if self.trailing_metadata:
+            self._context.set_trailing_metadata(tuple(self.trailing_metadata))
 
 
 def _deadline_ns(context: _Context, now_ns: Callable[[], int]) -> int:
@@ -64,31 +101,18 @@ def _incident(method: str) -> GatewayError:
     return InternalError(f"internal error, incident {incident}")
 
 
-async def _abort(context: _Context, error: GatewayError) -> None:
-    trailers: tuple[tuple[str, str], ...] = ()
-    if error.pushback_ms is not None:
-        trailers = (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
-    details = error.message.encode(errors="replace")[:_MAX_DETAILS_BYTES]
-    await context.abort(
-        _STATUS[int(error.code)], details.decode(errors="ignore"), trailers
-    )
-
-
-class _UnaryCall:
+class _UnaryCall(_Headers):
     """`gateway.rpc.Call` on a future."""
 
-    __slots__ = ("_context", "_future", "deadline_ns", "on_cancel")
+    __slots__ = ("_future", "deadline_ns", "on_cancel")
 
     def __init__(
         self, context: _Context, future: asyncio.Future[bytes], deadline_ns: int
     ) -> None:
-        self._context = context
+        super().__init__(context)
         self._future = future
         self.deadline_ns = deadline_ns
         self.on_cancel: Callable[[], None] | None = None
-
-    def metadata(self, key: str) -> str | None:
-        return _header(self._context, key)
 
     def reply(self, message: bytes) -> None:
         if not self._future.done():
@@ -99,11 +123,11 @@ class _UnaryCall:
             self._future.set_exception(error)
 
 
-class _StreamCall:
+class _StreamCall(_Headers):
     """`gateway.rpc.StreamCall`: an outbox that one task writes out."""
 
     def __init__(self, context: _Context, deadline_ns: int) -> None:
-        self._context = context
+        super().__init__(context)
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._wake = asyncio.Event()
@@ -112,9 +136,6 @@ class _StreamCall:
         self.deadline_ns = deadline_ns
         self.may_read = asyncio.Event()
         self.may_read.set()
-
-    def metadata(self, key: str) -> str | None:
-        return _header(self._context, key)
 
     def send(self, message: bytes) -> None:
         self._outbox.append(message)
@@ -136,8 +157,12 @@ class _StreamCall:
     async def write_out(self, handler: StreamHandler) -> None:
         """Write until the handler has finished and nothing is left."""
         outbox = self._outbox
+        started = False
         while True:
             while outbox:
+                if not started:
+                    started = True
+                    await self.send_headers()
                 message = outbox.popleft()
                 await self._context.write(message)
                 self._outbox_bytes -= len(message)
@@ -146,8 +171,11 @@ class _StreamCall:
                 break
             self._wake.clear()
             await self._wake.wait()
+        if not started:
+            await self.send_headers()
         if self._error is not None:
-            await _abort(self._context, self._error)
+            await self.abort(self._error)
+        self.end()
 
 
 class GrpcioListener:
@@ -205,7 +233,10 @@ class GrpcioListener:
             call = _UnaryCall(context, future, _deadline_ns(context, self._now_ns))
             try:
                 handler(call, message)
-                return await future
+                answer = await future
+                await call.send_headers()
+                call.end()
+                return answer
             except asyncio.CancelledError:
                 if call.on_cancel is not None:
                     call.on_cancel()
@@ -214,7 +245,8 @@ class GrpcioListener:
                 failure = error
             except Exception:  # the edge: a bug must not leak its text
                 failure = _incident(path)
-            await _abort(context, failure)
+            await call.send_headers()
+            await call.abort(failure)
             raise AssertionError("abort returned")  # it always raises
 
         return behaviour

@@ -1,0 +1,1 @@
+"""Calls on every transport: the handlers see and send the same."""
