@@ -46,6 +46,7 @@ protos: setup  ## generate Python from protos/
 	for name in model_config inference; do \
 	  $(BIN)/python -m grpc_tools.protoc -I gateway/protocol=protos --python_out=. --pyi_out=. gateway/protocol/$$name.proto || exit 1; done
 	$(BIN)/python -m grpc_tools.protoc -I workers=protos --python_out=. --pyi_out=. workers/onnx_subset.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. tests/conformance/interop.proto
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

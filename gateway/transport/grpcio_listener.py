@@ -131,7 +131,7 @@ class _StreamCall(_Headers):
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._wake = asyncio.Event()
-        self._finished = False
+        self.finished = False
         self._error: GatewayError | None = None
         self.deadline_ns = deadline_ns
         self.may_read = asyncio.Event()
@@ -143,8 +143,8 @@ class _StreamCall(_Headers):
         self._wake.set()
 
     def finish(self, error: GatewayError | None = None) -> None:
-        if not self._finished:
-            self._finished = True
+        if not self.finished:
+            self.finished = True
             self._error = error
             self._wake.set()
 
@@ -167,7 +167,7 @@ class _StreamCall(_Headers):
                 await self._context.write(message)
                 self._outbox_bytes -= len(message)
                 handler.on_sent(len(outbox), self._outbox_bytes)
-            if self._finished:
+            if self.finished:
                 break
             self._wake.clear()
             await self._wake.wait()
@@ -281,7 +281,8 @@ class GrpcioListener:
                     return
                 handler.on_message(message)
         except Exception:  # the edge, as above
-            call.finish(_incident(path))
+            if not call.finished:  # otherwise it is the end of the call that raised
+                call.finish(_incident(path))
 
 
 def _options(config: GrpcConfig) -> list[tuple[str, int]]:

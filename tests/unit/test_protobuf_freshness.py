@@ -15,7 +15,10 @@ MODULES = {
     "gateway/protocol/model_config.proto": "gateway.protocol.model_config_pb2",
     "gateway/protocol/inference.proto": "gateway.protocol.inference_pb2",
     "workers/onnx_subset.proto": "workers.onnx_subset_pb2",
+    "tests/conformance/interop.proto": "tests.conformance.interop_pb2",
 }
+FOLDERS = {"tests/conformance": ROOT / "tests" / "conformance"}
+"""Where files are that are not in ``protos/``."""
 
 
 def without_json_names(message: Message) -> Message:
@@ -37,7 +40,7 @@ def test_the_generated_module_is_that_of_its_file(name: str, tmp_path: Path) -> 
     code = protoc.main(
         [
             "protoc",
-            f"-I{folder}={ROOT / 'protos'}",
+            f"-I{folder}={FOLDERS.get(folder, ROOT / 'protos')}",
             f"--descriptor_set_out={target}",
             name,
         ]
@@ -50,5 +53,6 @@ def test_the_generated_module_is_that_of_its_file(name: str, tmp_path: Path) -> 
 
 
 def test_every_file_has_a_module() -> None:
-    files = {path.name for path in (ROOT / "protos").rglob("*.proto")}
+    folders = [ROOT / "protos", *FOLDERS.values()]
+    files = {path.name for folder in folders for path in folder.rglob("*.proto")}
     assert files == {name.rpartition("/")[2] for name in MODULES}

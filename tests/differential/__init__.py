@@ -1,0 +1,1 @@
+"""The same traffic to both transports: every answer must be the same."""
