@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_SECONDS ?= 20
 
-.PHONY: setup demo test adversity bench lint types imports check lock protos clean
+.PHONY: setup demo test adversity tools conformance bench lint types imports check lock protos clean
 
 setup: $(VENV)/.installed  ## the virtual environment, from the lock file
 
@@ -22,6 +22,12 @@ test: setup  ## the whole test suite, short form of the long ones
 
 adversity: setup  ## the fault tests with many repetitions
 	ADVERSITY_REPEAT=20 $(BIN)/python -m pytest -q tests/adversity --timeout 1800
+
+tools: setup  ## what others wrote to test such servers with; needs Go for most
+	$(BIN)/python -m tests.conformance.tools
+
+conformance: tools  ## every suite of others, against the own transport
+	$(BIN)/python -m tests.conformance
 
 bench: setup  ## req/s per core and latency, beside a hand-written grpc.aio server
 	$(BIN)/python -m loadtest bench

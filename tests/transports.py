@@ -31,6 +31,15 @@ def _own(methods: Methods, config: GrpcConfig, now_ns: Callable[[], int]) -> Any
 LISTENERS: dict[str, Callable[..., AnyListener]] = {"grpcio": GrpcioListener}
 if find_spec("gateway.transport.listener"):
     LISTENERS["own"] = _own
+DEFAULT = "own" if "own" in LISTENERS else "grpcio"
+
+
+def gateway_settings(transport: str) -> dict[str, str]:
+    """Return the ``grpc`` section that makes ``baton serve`` use a transport."""
+    if "transport" in GrpcConfig.model_fields:
+        return {"transport": transport}
+    assert transport == "grpcio", "this gateway has grpc.aio alone"
+    return {}
 
 
 @asynccontextmanager

@@ -21,8 +21,7 @@ BUILD_TIMEOUT_S = 240
 SUITE_TIMEOUT_S = 120
 
 
-@pytest.fixture(scope="module")
-def interpreter() -> Path:
+def environment() -> Path:
     """Return a Python that has the pinned tritonclient, built where it is missing."""
     requirements = HERE / "requirements.txt"
     installed = ENVIRONMENT / "installed"
@@ -47,9 +46,8 @@ def interpreter() -> Path:
     return python
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    root = tmp_path_factory.mktemp("triton-models")
+def write_models(root: Path) -> None:
+    """Write the models that the suite calls."""
     identity = onnx_models.identity
     for datatype in DATATYPES:
         add_model(root, f"identity_{datatype}", identity(datatype))
@@ -61,6 +59,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]
     add_model(root, "slow", onnx_models.loops())
     add_model(root, "changing", identity("FP32"))
     add_model(root, "broken", b"this is no model")
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Path:
+    return environment()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    root = tmp_path_factory.mktemp("triton-models")
+    write_models(root)
     with gateway(root, workers={"hang_timeout_ms": 60_000}) as running:
         yield running
 
