@@ -116,6 +116,9 @@ class GrpcConnection:
             self.http2.streams[stream_id] = call
             call.remote_closed = ended
             refused.refuse(head.refusal)
+            if head.body and head.length is not None:
+                call.expected = head.length
+                call.careful = True
             return call
         if head.unary is not None:
             call = UnaryCall(self, stream_id, head, deadline_ns)

@@ -225,7 +225,10 @@ class Connection(Control):
         if not frames.PREFACE.startswith(data[:size]):
             self.failed = True
             self.out.clear()
-            self.write(_HTTP1)
+            if b" HTTP/1." in data:
+                self.write(_HTTP1)
+            else:
+                self.write(frames.goaway(0, ErrorCode.PROTOCOL_ERROR, "no preface"))
         self._chunks.append(data)
         self._have = len(data)
         self._need = size
