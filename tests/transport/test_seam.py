@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -70,11 +71,14 @@ METHODS = Methods(
 
 
 @pytest.fixture(params=sorted(LISTENERS))
-async def channel(request: pytest.FixtureRequest) -> AsyncIterator[grpc.aio.Channel]:
-    async with (
-        listening(request.param, METHODS) as address,
-        grpc.aio.insecure_channel(address) as opened,
-    ):
+async def address(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    async with listening(request.param, METHODS) as served:
+        yield served
+
+
+@pytest.fixture
+async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(address) as opened:
         yield opened
 
 
@@ -106,28 +110,41 @@ async def test_a_failed_call_carries_the_handlers_metadata_and_the_pushback(
     assert ("grpc-retry-pushback-ms", "7") in trailers
 
 
+def stream(address: str, messages: list[bytes]) -> tuple[list[bytes], Any]:
+    """Return what a stream answered, and the ended call.
+
+    By the sync client: grpc.aio's drops the response headers where the trailers come
+    in the same read.
+    """
+    received = []
+    with grpc.insecure_channel(address) as opened:
+        call = opened.stream_stream("/test.S/Stream")(iter(messages), timeout=10)
+        with suppress(grpc.RpcError):
+            received.extend(call)
+        call.code()  # waits for the end
+    return received, call
+
+
 @pytest.mark.parametrize("messages", [[], [b"one"], [b"one", b"two", b""]])
 async def test_a_stream_carries_the_handlers_metadata(
-    channel: grpc.aio.Channel, messages: list[bytes]
+    address: str, messages: list[bytes]
 ) -> None:
-    call = channel.stream_stream("/test.S/Stream")(iter(messages), timeout=10)
-    assert [message async for message in call] == messages
-    assert pairs(await call.initial_metadata()) == set(INITIAL)
-    assert pairs(await call.trailing_metadata()) == set(TRAILING)
+    received, call = await asyncio.to_thread(stream, address, messages)
+    assert received == messages
+    assert call.code() == Code.OK
+    assert pairs(call.initial_metadata()) == set(INITIAL)
+    assert pairs(call.trailing_metadata()) == set(TRAILING)
 
 
 @pytest.mark.parametrize("messages", [[b"fail"], [b"one", b"fail"]])
 async def test_a_failed_stream_carries_the_handlers_metadata(
-    channel: grpc.aio.Channel, messages: list[bytes]
+    address: str, messages: list[bytes]
 ) -> None:
-    call = channel.stream_stream("/test.S/Stream")(iter(messages), timeout=10)
-    received = []
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        received = [message async for message in call]
+    received, call = await asyncio.to_thread(stream, address, messages)
     assert received in ([], messages[:-1])
-    assert failed.value.code() == Code.UNAVAILABLE
-    assert pairs(await call.initial_metadata()) == set(INITIAL)
-    assert pairs(await call.trailing_metadata()) == set(TRAILING)
+    assert call.code() == Code.UNAVAILABLE
+    assert pairs(call.initial_metadata()) == set(INITIAL)
+    assert pairs(call.trailing_metadata()) == set(TRAILING)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x00", b"\xff\xfe,\n", bytes(range(256))])
