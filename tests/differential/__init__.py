@@ -1,1 +1,0 @@
-"""The same traffic to both transports: every answer must be the same."""
