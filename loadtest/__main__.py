@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -106,8 +107,21 @@ def client(
 ) -> None:
     """Send the load of one measurement and print what came of it as JSON."""
     from loadtest.client import run
+    from loadtest.load import LoadFailed
 
-    print(run(job))
+    try:
+        print(run(job))
+    except LoadFailed as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def canned(*, port: Annotated[int, typer.Option(help="TCP port.")] = 8001) -> None:
+    """Answer every call with the same bytes: the load client's own yardstick."""
+    from loadtest.canned import serve
+
+    serve(port)
 
 
 def main() -> None:

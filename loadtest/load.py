@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,25 @@ class Load:
         connections: Connections to open.
         calls: Calls open at a time on each connection.
         seconds: Length of the measurement.
+        host: Of the server.
+        outstanding: Messages each stream keeps unanswered; then a call is a stream
+            without end, and times are those of messages. 0 for calls that end.
+        schedule: Stretches of an open loop (seconds, calls per second at the
+            beginning and at the end); empty for a closed loop.
+        poisson: Open loop: random arrivals instead of even ones.
+        max_inflight: Open loop: calls open at a time; those due beyond are counted
+            as OVERFLOW and not sent.
+        deadline_ms: Time limit of a call, sent along and enforced; 0 for none.
+        vary_timeout: Let the time limit that is sent differ from call to call.
+        idle: Further connections that make no calls.
+        check_every: Compare each so many answers with `expected_reply`; 0 for none.
+        expected_reply: File with the right answer.
+        cancel_share: Part of the calls that is cancelled (RST_STREAM).
+        drop_share: Part of the calls whose connection is dropped.
+        cancel_within_ms: Latest time for that after the start of a call.
+        seed: Of arrivals and cancellations.
+        lines: File that gets one JSON object per second; empty for none.
+        authorities: File with certificates to trust; empty for no TLS.
     """
 
     port: int
@@ -59,6 +78,29 @@ class Load:
     connections: int
     calls: int
     seconds: float
+    host: str = "127.0.0.1"
+    outstanding: int = 0
+    schedule: tuple[tuple[float, float, float], ...] = ()
+    poisson: bool = False
+    max_inflight: int = 10_000
+    deadline_ms: float = 0
+    vary_timeout: bool = False
+    idle: int = 0
+    check_every: int = 0
+    expected_reply: str = ""
+    cancel_share: float = 0
+    drop_share: float = 0
+    cancel_within_ms: float = 10
+    seed: int = 0
+    lines: str = ""
+    authorities: str = ""
+
+    def expected(self) -> bytes:
+        """Return the DATA of a right answer; empty if it is not known."""
+        if not self.expected_reply:
+            return b""
+        reply = Path(self.expected_reply).read_bytes()
+        return (b"\0" + len(reply).to_bytes(4, "big") + reply) * self.messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +114,17 @@ class Sample:
         p99_ms: 99th percentile of the time of a call.
         bad: Calls that failed or brought too little.
         client_share: CPU time of the generator per second.
+        p90_ms: 90th percentile.
+        p999_ms: 99.9th percentile.
+        max_ms: Longest time.
+        good: Requests answered within the deadline.
+        offered: Calls that were due (open loop).
+        statuses: Ends of calls that are no right answers, by name.
+        lag_p99_ms: Open loop: by how much calls were sent too late; what the
+            generator itself adds to the times.
+        reconnects: Connections opened in place of lost ones.
+        idle_lost: Idle connections that did not last.
+        histogram: All times, encoded as HdrHistogram does, in us.
     """
 
     requests: int
@@ -80,6 +133,16 @@ class Sample:
     p99_ms: float
     bad: int
     client_share: float
+    p90_ms: float = 0
+    p999_ms: float = 0
+    max_ms: float = 0
+    good: int = 0
+    offered: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    lag_p99_ms: float = 0
+    reconnects: int = 0
+    idle_lost: int = 0
+    histogram: str = ""
 
 
 Generator = Callable[[Load, int | None], Sample]

@@ -24,20 +24,20 @@ def test_percentiles_are_within_one_bucket_of_the_exact_ones(
     durations: list[int], percent: int
 ) -> None:
     exact = np.percentile(durations, percent, method="inverted_cdf") / 1e6
-    assert filled(durations).percentile_ms(percent) == pytest.approx(exact, rel=0.011)
+    assert filled(durations).percentile_ms(percent) == pytest.approx(exact, rel=0.001, abs=0.001)
 
 
 @given(DURATIONS, DURATIONS)
 def test_merging_is_counting_both(first: list[int], second: list[int]) -> None:
     merged = filled(first)
     merged.merge(filled(second))
-    assert merged == filled(first + second)
+    assert merged.encode() == filled(first + second).encode()
 
 
 def test_durations_outside_the_range_count_at_its_ends() -> None:
     histogram = filled([0, 1, 10**15])
     assert histogram.total == 3
-    assert histogram.percentile_ms(50) < 0.002
+    assert histogram.percentile_ms(50) == 0.001
     assert histogram.percentile_ms(100) > 100_000
 
 
