@@ -88,6 +88,63 @@ def bench(
     )
 
 
+@app.command("run")
+def run_scenario(
+    scenario: Annotated[Path, typer.Argument(help="TOML file, or a shipped name.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results; else a new one.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.5, help="Length of the whole run; phases scale."),
+    ] = None,
+    page: Annotated[bool, typer.Option("--page", help="Write the page too.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a scenario: phases of load on a server."""
+    from loadtest.page import render
+    from loadtest.runner import run
+    from loadtest.scenario import BadScenario, find, read
+
+    try:
+        file = find(scenario)
+        read_scenario = read(file)
+    except BadScenario as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    code, folder = run(file, read_scenario, out=out, seconds=seconds, as_json=json)
+    if page:
+        print(render(folder), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+def fields() -> None:
+    """List what may stand in a scenario."""
+    from loadtest.scenario import fields as text
+
+    print(text())
+
+
+@app.command()
+def page(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page; else the same.")
+    ] = None,
+) -> None:
+    """Write the results page of a run: Markdown and plots."""
+    from loadtest.page import NoResults, render
+
+    try:
+        print(render(folder, out))
+    except NoResults as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
 @app.command()
 def naive(
     repository: Annotated[Path, typer.Argument(help="Folder in Triton's layout.")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,29 +24,41 @@ def command(config: Path) -> list[str]:
 
 @contextmanager
 def serving(
-    folder: Path, *, fronts: int = 1, core: int | None = None
+    folder: Path,
+    *,
+    repository: Path | None = None,
+    fronts: int = 1,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    core: int | None = None,
 ) -> Iterator[Server]:
-    """Run Baton with one worker over ``folder/models`` for a ``with`` block.
+    """Run Baton with one worker for a ``with`` block.
 
     Args:
-        folder: Holds the models; takes configuration, state and log.
+        folder: Takes configuration, state and log.
+        repository: Holds the models; ``None`` for ``folder/models``.
         fronts: Front processes.
+        settings: Fields of configuration sections that win over those here.
         core: The only core of all its processes; ``None`` for any.
 
     Yields:
         The server, started but not yet ready.
     """
     port, metrics_port = free_ports(2)
-    settings = {
-        "model_repository": str(folder / "models"),
-        "state_dir": str(folder / "state"),
+    sections: dict[str, dict[str, object]] = {
         "grpc": {"port": port, "fronts": fronts},
         "metrics": {"port": metrics_port},
         "workers": {"count": 1},
         "drain": {"pre_drain_ms": PRE_DRAIN_MS, "timeout_s": DRAIN_S},
     }
+    for name, fields in (settings or {}).items():
+        sections.setdefault(name, {}).update(fields)
+    whole: dict[str, object] = {
+        "model_repository": str(repository or folder / "models"),
+        "state_dir": str(folder / "state"),
+        **sections,
+    }
     config = folder / "baton.yaml"
-    config.write_text(yaml.safe_dump(settings))
+    config.write_text(yaml.safe_dump(whole))
     log = folder / "baton.log"
     with running(command(config), port=port, log=log, core=core) as server:
         yield server

@@ -96,11 +96,10 @@ class Load:
     authorities: str = ""
 
     def expected(self) -> bytes:
-        """Return the DATA of a right answer; empty if it is not known."""
+        """Return a right answer; empty if it is not known."""
         if not self.expected_reply:
             return b""
-        reply = Path(self.expected_reply).read_bytes()
-        return (b"\0" + len(reply).to_bytes(4, "big") + reply) * self.messages
+        return Path(self.expected_reply).read_bytes()
 
 
 @dataclass(frozen=True, slots=True)

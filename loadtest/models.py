@@ -1,12 +1,14 @@
 """Seeded test models of known cost, and the repository they are saved in.
 
-All take ``x`` float32 (rows, 30) and give ``probabilities`` float32 (rows, 2), so
-that requests are the same whatever a model costs.
+All but ``image`` take ``x`` float32 (rows, 30) and give ``probabilities`` float32
+(rows, 2), so that requests are the same whatever a model costs.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,10 @@ FEATURES = 30
 CLASSES = 2
 OPSET = 17
 IR_VERSION = 9
+TOKENS, TOKEN_WIDTH, TOKEN_LAYERS = 16, 512, 12
+IMAGE = (3, 224, 224)
+
+Shape = Sequence[int | str]
 
 LAYERS: dict[str, tuple[int, ...]] = {
     "M1": (FEATURES, CLASSES),
@@ -65,12 +71,22 @@ def perceptron(name: str, widths: tuple[int, ...], *, seed: int) -> ModelProto:
             nodes.append(helper.make_node("Relu", [value], [f"h{index}"]))
             value = f"h{index}"
     nodes.append(helper.make_node("Softmax", [value], [OUTPUT], axis=1))
+    return _model(name, nodes, weights, ["N", widths[0]], ["N", widths[-1]])
+
+
+def _model(
+    name: str,
+    nodes: Sequence[NodeProto],
+    arrays: Mapping[str, NDArray[np.float32] | NDArray[np.int64]],
+    taken: Shape,
+    given: Shape,
+) -> ModelProto:
     graph = helper.make_graph(
         nodes,
         name,
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", widths[0]])],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", widths[-1]])],
-        [numpy_helper.from_array(array, key) for key, array in weights.items()],
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, taken)],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, given)],
+        [numpy_helper.from_array(array, key) for key, array in arrays.items()],
     )
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
@@ -78,8 +94,65 @@ def perceptron(name: str, widths: tuple[int, ...], *, seed: int) -> ModelProto:
     return model
 
 
+def token_mixer(name: str, *, seed: int) -> ModelProto:
+    """Return 12 residual layers of 512x512 over 16 tokens: bound by arithmetic.
+
+    A batch of it costs as much as its rows one by one, so that nothing is gained by
+    batching and everything by keeping the worker busy.
+    """
+    generator = np.random.default_rng(seed)
+
+    def weights(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
+        values = generator.standard_normal((rows, columns)).astype(np.float32)
+        return values * np.float32(scale / math.sqrt(rows))
+
+    arrays: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
+        "W": weights(FEATURES, TOKENS * TOKEN_WIDTH),
+        "shape": np.array([-1, TOKENS, TOKEN_WIDTH], np.int64),
+        "V": weights(TOKEN_WIDTH, CLASSES),
+    }
+    nodes = [
+        helper.make_node("MatMul", [INPUT, "W"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "shape"], ["h0"]),
+    ]
+    for index in range(TOKEN_LAYERS):
+        arrays[f"W{index}"] = weights(TOKEN_WIDTH, TOKEN_WIDTH, 0.5)
+        nodes += [
+            helper.make_node("MatMul", [f"h{index}", f"W{index}"], [f"m{index}"]),
+            helper.make_node("Relu", [f"m{index}"], [f"r{index}"]),
+            helper.make_node("Add", [f"r{index}", f"h{index}"], [f"h{index + 1}"]),
+        ]
+    last = f"h{TOKEN_LAYERS}"
+    nodes += [
+        helper.make_node("ReduceMean", [last], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "V"], ["z"]),
+        helper.make_node("Softmax", ["z"], [OUTPUT], axis=1),
+    ]
+    return _model(name, nodes, arrays, ["N", FEATURES], ["N", CLASSES])
+
+
+def image_mean(name: str, *, seed: int) -> ModelProto:
+    """Return the mean of each channel of a 600 KB image: bound by moving bytes."""
+    del seed  # it has no weights
+    node = helper.make_node("ReduceMean", [INPUT], [OUTPUT], axes=[2, 3], keepdims=0)
+    return _model(name, [node], {}, ["N", *IMAGE], ["N", IMAGE[0]])
+
+
+def build(name: str, *, seed: int = 0) -> ModelProto:
+    """Return a test model by its name."""
+    if name == "M4":
+        return token_mixer(name, seed=seed)
+    if name == "image":
+        return image_mean(name, seed=seed)
+    return perceptron(name, LAYERS[name], seed=seed)
+
+
+def row_shape(name: str) -> tuple[int, ...]:
+    """Return the shape of one row of a model's input."""
+    return IMAGE if name == "image" else (FEATURES,)
+
+
 def write_models(repository: Path, names: tuple[str, ...], *, seed: int = 0) -> None:
     """Build test models and save them in a repository."""
     for name in names:
-        model = perceptron(name, LAYERS[name], seed=seed)
-        write_model(repository, name, model.SerializeToString())
+        write_model(repository, name, build(name, seed=seed).SerializeToString())

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from gateway.protocol import inference_pb2 as pb
@@ -18,6 +19,9 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+
+RELATIVE, ABSOLUTE = 1e-4, 1e-5
+"""Tolerated differences of float32 results computed in other company."""
 
 DTYPES: Mapping[str, np.dtype[np.float32 | np.int64]] = MappingProxyType(
     {"FP32": np.dtype(np.float32), "INT64": np.dtype(np.int64)}
@@ -67,6 +71,33 @@ def tensors(
         except ValueError as error:
             raise BadAnswer(f"output {output.name}: {error}") from error
     return found
+
+
+def close(reply: bytes, expected: bytes, *, streamed: bool) -> bool:
+    """Say whether two serialised answers have the same tensors, up to rounding.
+
+    Args:
+        reply: An answer of ModelInfer, or one message of ModelStreamInfer.
+        expected: The right one.
+        streamed: They are of ModelStreamInfer.
+    """
+    try:
+        mine, theirs = (_answer(each, streamed) for each in (reply, expected))
+    except (DecodeError, BadAnswer):
+        return False
+    return mine.keys() == theirs.keys() and all(
+        mine[name].shape == theirs[name].shape
+        and np.allclose(mine[name], theirs[name], RELATIVE, ABSOLUTE)
+        for name in mine
+    )
+
+
+def _answer(
+    message: bytes, streamed: bool
+) -> dict[str, NDArray[np.float32 | np.int64]]:
+    if streamed:
+        return tensors(pb.ModelStreamInferResponse.FromString(message).infer_response)
+    return tensors(pb.ModelInferResponse.FromString(message))
 
 
 def channel(port: int) -> grpc.aio.Channel:
