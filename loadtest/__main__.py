@@ -120,6 +120,42 @@ def run_scenario(
 
 
 @app.command()
+def profile(
+    *,
+    model: Annotated[str, typer.Option(help="M1, M2, M4, M5 or image.")] = "M1",
+    streams: Annotated[bool, typer.Option("--streams", help="Streams.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a message.")] = 1,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Length of each of four recordings.")
+    ] = 10,
+    native: Annotated[
+        bool, typer.Option("--native", help="Frames of extension modules too.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
+        "load-results/profile"
+    ),
+) -> None:
+    """Show where a front and a worker spend their time under load (py-spy)."""
+    from pydantic import ValidationError
+
+    from loadtest.flames import run
+    from loadtest.scenario import Phase
+
+    try:
+        phase = Phase.model_validate(
+            {
+                "name": "profile",
+                "model": model,
+                "rows": rows,
+                "loop": "streams" if streams else "closed",
+            }
+        )
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors()[0]["msg"]) from None
+    raise typer.Exit(run(phase, seconds=seconds, native=native, out=out))
+
+
+@app.command()
 def fields() -> None:
     """List what may stand in a scenario."""
     from loadtest.scenario import fields as text

@@ -13,10 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loadtest.measure import Histogram
-from loadtest.results import RAW, SUMMARY
+from loadtest.results import LONG_S, RAW, SUMMARY
 
 PAGE = "README.md"
-PERCENTS = (0, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 99.95, 99.99, 99.999)
 SHOWN = (50, 90, 99, 99.9, 100)
 KINDS = ("png", "svg")
 SIZE = (8.0, 4.5)
@@ -101,9 +100,9 @@ def _percentiles(axes: Axes, summary: Json, _: Sequence[Json]) -> None:
     """Draw times by nines: each step to the right is ten times rarer."""
     for phase in summary["phases"]:
         histogram = Histogram(phase["sample"]["histogram"])
-        found = [p for p in PERCENTS if histogram.total * (100 - p) >= 100]
-        where = [1 / (1 - percent / 100) for percent in found]
-        axes.plot(where, histogram.percentiles_ms(found), label=phase["phase"])
+        where = np.geomspace(1, max(histogram.total, 1), 300)  # one in so many
+        times = histogram.percentiles_ms((100 * (1 - 1 / where)).tolist())
+        axes.plot(where, times, label=phase["phase"])
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = (0, 50, 90, 99, 99.9, 99.99)
@@ -155,11 +154,13 @@ def _memory(axes: Axes, summary: Json, lines: Sequence[Json]) -> None:
 
 
 def _text(summary: Json, plots: Mapping[str, str]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in summary["machine"].items())
+    machine = summary["machine"]
+    packages = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
     parts = [
         f"# {summary['title']}",
-        f"`{summary['command']}`, {summary['date']}, commit {summary['commit']}.",
-        f"Machine: {machine}.",
+        f"`{machine['command']}`, {summary['date']}, commit {machine['commit']}.",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']};"
+        f" Python {machine['python']}, {packages}.",
         _table(summary["phases"]),
         *(f"PROBLEM: {problem}" for problem in summary["problems"]),
     ]
@@ -181,6 +182,7 @@ def _table(phases: Sequence[Json]) -> str:
     for phase in phases:
         sample = phase["sample"]
         times = Histogram(sample["histogram"]).percentiles_ms(SHOWN)
+        growth = phase["growth_mb_per_hour"]
         ends = ", ".join(f"{k} {v:,}" for k, v in sample["statuses"].items())
         cells = [
             phase["phase"],
@@ -190,7 +192,7 @@ def _table(phases: Sequence[Json]) -> str:
             *(f"{each:.3f}" for each in times),
             f"{sample['bad']:,}",
             ends or "-",
-            f"{phase['growth_mb_per_hour']:+.1f}",
+            f"{growth:+.1f}" if phase["seconds"] >= LONG_S else "-",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)

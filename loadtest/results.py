@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +13,6 @@ from rich.table import Table
 
 from loadtest.load import Sample
 from loadtest.monitor import Usage
-from loadtest.processes import ROOT
 from loadtest.report import machine
 from loadtest.scenario import Scenario
 
@@ -97,18 +94,6 @@ def raw_lines(result: Result) -> Iterator[str]:
         yield json.dumps({"phase": result.phase, "of": "server", **asdict(usage)})
 
 
-def commit() -> str:
-    """Return the commit of the checkout, marked if it was changed since."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def summary(
     name: str,
     scenario: Scenario,
@@ -130,8 +115,6 @@ def summary(
         "title": scenario.title,
         "target": scenario.target.model_dump(),
         "date": now.isoformat(timespec="seconds"),
-        "commit": commit(),
-        "command": " ".join(["python -m loadtest", *sys.argv[1:]]),
         "machine": machine(),
         "problems": list(problems),
         "phases": phases,

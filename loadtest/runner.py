@@ -56,7 +56,12 @@ class Place:
 
 
 @contextmanager
-def _served(scenario: Scenario) -> Iterator[Place]:
+def served(scenario: Scenario) -> Iterator[Place]:
+    """Start the server of a scenario, if it is not running anyway.
+
+    Raises:
+        ServerFailed: If it does not start.
+    """
     target = scenario.target
     with TemporaryDirectory(prefix="baton-load-") as name:
         folder = Path(name)
@@ -110,10 +115,10 @@ class Runner:
         return found
 
     def _phase(self, phase: Phase, factor: float, progress: Progress) -> results.Result:
-        load = replace(self._load(phase, phase, factor), idle=phase.idle)
+        load = replace(self.load(phase, phase, factor), idle=phase.idle)
         loads = [load]
         if phase.background is not None:
-            loads.append(self._load(phase, phase.background, factor))
+            loads.append(self.load(phase, phase.background, factor))
         bar = progress.add_task(phase.name, total=load.seconds, rate="")
 
         def show(at_s: float, rate: str) -> None:
@@ -158,7 +163,7 @@ class Runner:
     def _family(self) -> list[psutil.Process]:
         return self._place.server.family() if self._place.server else []
 
-    def _load(self, phase: Phase, traffic: Traffic, factor: float) -> Load:
+    def load(self, phase: Phase, traffic: Traffic, factor: float) -> Load:
         """Return the load of a phase, with the length of a right answer in it."""
         stem = self._place.folder / f"{phase.name}-{'a' if traffic is phase else 'b'}"
         message, reply = asyncio.run(self._ask(traffic))
@@ -270,7 +275,7 @@ def run(
         TimeRemainingColumn(),
     )
     try:
-        with _served(scenario) as place:
+        with served(scenario) as place:
             with Progress(*columns, console=console) as progress:
                 found = Runner(scenario, place, folder).run(seconds, progress)
             if place.server is not None:
