@@ -210,6 +210,21 @@ def client(
 
 
 @app.command()
+def cost(
+    *,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, help="Length of one measurement.")
+    ] = 2,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds over all loads.")] = 3,
+    json: Json = False,
+) -> None:
+    """Measure what the load client itself costs, beside h2load."""
+    from loadtest.cost import run
+
+    run(seconds=seconds, runs=runs, as_json=json)
+
+
+@app.command()
 def canned(*, port: Annotated[int, typer.Option(help="TCP port.")] = 8001) -> None:
     """Answer every call with the same bytes: the load client's own yardstick."""
     from loadtest.canned import serve

@@ -192,6 +192,8 @@ class Driver:
 
     def _end(self, connection: Connection, status: str, now_ns: int) -> None:
         """Count a call that is no right answer, and go on."""
+        if status == LOST and connection in self._dropped:
+            status = DROPPED
         self._record.fail(status)
         if now_ns < self.end_ns and not connection.retiring:
             self.again(connection, now_ns)
@@ -209,8 +211,6 @@ class Driver:
             return
         if status == OK:
             status = WRONG
-        elif status == LOST and connection in self._dropped:
-            status = DROPPED
         self._end(connection, status, now_ns)
 
     def right(self, call: Call) -> bool:
@@ -237,13 +237,18 @@ class Driver:
         if not self._until_check:
             self._until_check = self._load.check_every
             call.body = bytearray()
-        if self._moody:
-            share = self._random.random()
-            if share < self._load.cancel_share + self._load.drop_share:
-                after_s = self._random.random() * self._load.cancel_within_ms / 1e3
-                cancels = share < self._load.cancel_share
-                leave = self._cancel if cancels else self._drop
-                self._loop.call_later(after_s, leave, connection, call)
+        self._leave_some(connection, call)
+
+    def _leave_some(self, connection: Connection, call: Call) -> None:
+        """Decide whether, when and how a call is given up."""
+        if not self._moody:
+            return
+        share = self._random.random()
+        if share < self._load.cancel_share + self._load.drop_share:
+            after_s = self._random.random() * self._load.cancel_within_ms / 1e3
+            cancels = share < self._load.cancel_share
+            leave = self._cancel if cancels else self._drop
+            self._loop.call_later(after_s, leave, connection, call)
 
     def _cancel(self, connection: Connection, call: Call) -> None:
         if connection.open.get(call.stream) is call:
@@ -322,6 +327,7 @@ class Streams(Driver):
         for _ in range(self._load.outstanding):
             connection.write(call)
             call.times.append(now_ns)
+        self._leave_some(connection, call)
 
     def message(
         self, connection: Connection, call: Call, payload: bytes, now_ns: int
@@ -347,10 +353,8 @@ class Streams(Driver):
         self, connection: Connection, call: Call, status: str, now_ns: int
     ) -> None:
         """Count what a stream left unanswered; open another."""
-        left = len(call.times)
-        if status == OK and not left:
-            status = OK if now_ns >= self.end_ns or connection.retiring else WRONG
-        if status != OK or left:
+        meant = now_ns >= self.end_ns or connection.retiring
+        if status != OK or call.times or not meant:
             self._end(connection, WRONG if status == OK else status, now_ns)
 
     def _checked(self, payload: bytes) -> bool:

@@ -87,13 +87,14 @@ class Traffic(BaseModel):
     max_inflight: Count = 10_000
     """Open loop: calls open at a time; those due beyond count as OVERFLOW."""
     deadline_ms: NotNegative = 0
-    """Time limit, sent as ``grpc-timeout`` and enforced by the client; 0 for none."""
+    """Time limit of a call, sent as ``grpc-timeout`` and enforced by the client; 0
+    for none. Not for streams."""
     vary_timeout: bool = False
     """Send a slightly different limit with each call, as stock clients do."""
     check_every: Annotated[int, Field(ge=0)] = 0
     """Compare each so many answers with the right one; 0 for lengths only."""
     cancel_share: Share = 0
-    """Part of the calls that is cancelled at a random time."""
+    """Part of the calls (or streams) that is cancelled at a random time."""
     drop_share: Share = 0
     """Part of the calls whose connection is dropped at a random time."""
     cancel_within_ms: NotNegative = 10
@@ -108,6 +109,8 @@ class Traffic(BaseModel):
             raise ValueError("an open loop, and no other, needs one of rate and steps")
         if self.share_of and not rated:
             raise ValueError("share_of needs rate or steps")
+        if self.loop == "streams" and self.deadline_ms:
+            raise ValueError("streams go on and on: they have no deadline_ms")
         if self.cancel_share + self.drop_share > 1:
             raise ValueError("cancel_share and drop_share make more than 1")
         return self

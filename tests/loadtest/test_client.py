@@ -198,10 +198,15 @@ async def test_goaway_is_obeyed(tmp_path: Path) -> None:
     assert set(sample.statuses) == {"GOAWAY"}
 
 
-async def test_connections_of_limited_age_fail_no_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", [{}, {"path": STREAM, "outstanding": 4}], ids=["calls", "streams"]
+)
+async def test_connections_of_limited_age_fail_no_call(
+    tmp_path: Path, kind: dict[str, object]
+) -> None:
     limits = (("grpc.max_connection_age_ms", 200),)
     async with grpc_server(echo, options=limits) as (_, port):
-        sample = await measure(a_load(tmp_path, port, seconds=1.0))
+        sample = await measure(a_load(tmp_path, port, seconds=1.0, **kind))
     assert sample.reconnects > 0
     assert sample.bad == 0
 
@@ -242,16 +247,25 @@ async def test_bytes_that_are_no_header_block_end_the_run(tmp_path: Path) -> Non
             await measure(a_load(tmp_path, port))
 
 
-async def test_cancelled_and_dropped_calls_are_no_failures(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"cancel_share": 0.3, "drop_share": 0.02},
+        {"cancel_share": 0.7, "drop_share": 0.3, "path": STREAM, "outstanding": 4},
+    ],
+    ids=["calls", "streams"],
+)
+async def test_cancelled_and_dropped_calls_are_no_failures(
+    tmp_path: Path, kind: dict[str, object]
+) -> None:
     async with grpc_server(echo) as (_, port):
         load = a_load(
             tmp_path,
             port,
             seconds=1.0,
-            cancel_share=0.3,
-            drop_share=0.02,
-            cancel_within_ms=0,
+            cancel_within_ms=20,
             seed=3,
+            **kind,
         )
         sample = await measure(load)
     assert sample.statuses["CANCELLED_BY_CLIENT"] > 0

@@ -86,6 +86,7 @@ def test_eight_scenarios_are_shipped() -> None:
             "no earlier phase is called 'x'",
         ),
         (GOOD + '[[phases]]\nname = "one"\n', "two phases are called 'one'"),
+        (GOOD + 'loop = "streams"\ndeadline_ms = 1\n', "they have no deadline_ms"),
         (GOOD + "cancel_share = 0.9\ndrop_share = 0.2\n", "make more than 1"),
         (GOOD + '[target]\naddress = "there"\n', "target.address: String should match"),
         (GOOD + "[phases.background]\nnmae = 1\n", "background.nmae: unknown key"),
