@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -211,9 +210,7 @@ def test_py_spy_sees_what_a_process_does(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"on\n"
-        started = time.monotonic()
         flames.record(process.pid, tmp_path / "x", "raw", 1, native=False)
-        assert time.monotonic() - started >= 1
     except flames.NotAllowed as error:
         pytest.skip(str(error))
     finally:
