@@ -189,6 +189,7 @@ class Driver:
                     break
                 connection.cancel(call.stream)
                 self._end(connection, EXPIRED, now_ns)
+            connection.flush()
 
     def _end(self, connection: Connection, status: str, now_ns: int) -> None:
         """Count a call that is no right answer, and go on."""
@@ -197,7 +198,6 @@ class Driver:
         self._record.fail(status)
         if now_ns < self.end_ns and not connection.retiring:
             self.again(connection, now_ns)
-            connection.flush()
 
     def answered(
         self, connection: Connection, call: Call, status: str, now_ns: int
@@ -254,6 +254,7 @@ class Driver:
         if connection.open.get(call.stream) is call:
             connection.cancel(call.stream)
             self._end(connection, CANCELLED, time.monotonic_ns())
+            connection.flush()
 
     def _drop(self, connection: Connection, call: Call) -> None:
         if connection.open.get(call.stream) is call:

@@ -153,13 +153,12 @@ class Connection(asyncio.Protocol):
         self._outgoing.send(call.stream, b"", ends=True)
 
     def cancel(self, stream: int) -> Call | None:
-        """Reset a call; None if it has its answer already. Nobody is told."""
+        """Reset a call; None if it has its answer already. `flush` sends it."""
         call = self.open.pop(stream, None)
         if call is not None:
             self._outgoing.streams.pop(stream, None)
             code = CANCEL.to_bytes(4, "big")
             self._outgoing.out += (_RESET, stream.to_bytes(4, "big"), code)
-            self.flush()
         return call
 
     def flush(self) -> None:

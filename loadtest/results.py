@@ -162,6 +162,8 @@ def _notes(result: Result) -> str:
     notes = [ends(sample)] if sample.statuses else []
     if result.rows > 1:
         notes.append(f"{sample.requests_per_s * result.rows:,.0f} rows/s")
+    if result.loop == "open":
+        notes.append(f"sent late by {sample.lag_p99_ms:.3f} ms (p99)")
     if sample.reconnects:
         notes.append(f"{sample.reconnects} reconnects")
     if sample.idle_lost:

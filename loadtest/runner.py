@@ -149,13 +149,20 @@ class Runner:
         lines: Path,
         show: Callable[[float, str], None],
     ) -> list[Usage]:
-        """Look at the server once per second until the load has ended."""
+        """Look at the server once per second until the load has ended.
+
+        Its processes are looked for again only when one is gone: that reads the
+        whole process table, which would disturb the load.
+        """
+        family = self._family()
         started = time.monotonic()
         usages: list[Usage] = []
         waiting: set[Future[Sample]] = set(futures)
         while waiting:
             at_s = time.monotonic() - started
-            usages.append(look(self._family(), at_s))
+            if not all(process.is_running() for process in family):
+                family = self._family()
+            usages.append(look(family, at_s))
             show(at_s, results.last_rate(lines))
             waiting = wait(waiting, LOOK_S, FIRST_EXCEPTION).not_done
         return usages
