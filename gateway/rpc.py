@@ -13,6 +13,8 @@ from typing import Protocol
 
 from gateway.errors import GatewayError
 
+Buffer = bytes | memoryview
+"""A piece of a message."""
 Metadata = Sequence[tuple[str, str | bytes]]
 """Keys in lower case; values of keys that end in ``-bin`` are bytes, others ASCII."""
 
@@ -42,6 +44,9 @@ class Call(Protocol):
 
     def reply(self, message: bytes) -> None:
         """Send the one response with status OK."""
+
+    def reply_parts(self, parts: tuple[Buffer, ...], size: int) -> None:
+        """Do the same with a message of `size` bytes in pieces, copied once."""
 
     def fail(self, error: GatewayError) -> None:
         """End the call with the error's status."""

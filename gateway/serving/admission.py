@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from gateway.errors import QueueFull, TooLarge
 
 
@@ -18,7 +16,7 @@ class Admission:
     def __init__(self, max_inflight_bytes: int, pushback_ms: int) -> None:
         self._max_bytes = max_inflight_bytes
         self._pushback_ms = pushback_ms
-        self._requests: Counter[str] = Counter()
+        self._requests: dict[str, int] = {}
         self._bytes = 0
 
     @property
@@ -29,7 +27,7 @@ class Admission:
     @property
     def inflight_requests(self) -> int:
         """Requests in flight over all models."""
-        return self._requests.total()
+        return sum(self._requests.values())
 
     def by_model(self) -> dict[str, int]:
         """Return requests in flight per model."""
@@ -42,7 +40,8 @@ class Admission:
             QueueFull: The model has `max_requests` in flight.
             TooLarge: The bytes would exceed the process's limit.
         """
-        if self._requests[model] >= max_requests:
+        requests = self._requests.get(model, 0)
+        if requests >= max_requests:
             raise QueueFull(
                 f"Exceeds maximum queue size: '{model}' has {max_requests} requests "
                 "in flight in this front; retry later",
@@ -59,7 +58,7 @@ class Admission:
                 "front holds in flight; retry later",
                 pushback_ms=self._pushback_ms,
             )
-        self._requests[model] += 1
+        self._requests[model] = requests + 1
         self._bytes += nbytes
 
     def release(self, model: str, nbytes: int, requests: int = 1) -> None:

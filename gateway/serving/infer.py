@@ -41,11 +41,11 @@ class UnaryExchange(Exchange):
         """Reply with the request's rows."""
         try:
             name = self.service.ids.mint()
-            message = self.plan.reply(rows, start, self.id_field, name)
+            parts, size = self.plan.reply(rows, start, self.id_field, name)
         except GatewayError as error:
             self.on_error(error)
             return
-        self.call.reply(message)
+        self.call.reply_parts(parts, size)
         self.let_go()
 
     def on_error(self, error: GatewayError) -> None:

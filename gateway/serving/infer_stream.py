@@ -16,7 +16,7 @@ from gateway.protocol.inference_pb2 import (
 )
 from gateway.rpc import StreamCall
 from gateway.serving.exchange import Exchange
-from gateway.serving.plans import stream_frame
+from gateway.serving.plans import stream_head
 from gateway.serving.rows import BatchRows
 
 _FINAL = ModelInferResponse()
@@ -41,11 +41,13 @@ class StreamExchange(Exchange):
         """Answer with the request's rows."""
         try:
             name = self.service.ids.mint()
-            message = self.plan.reply(rows, start, self.id_field, name, _FINAL_FIELD)
+            parts, size = self.plan.reply(
+                rows, start, self.id_field, name, _FINAL_FIELD
+            )
         except GatewayError as error:
             self.on_error(error)
             return
-        self.answer = stream_frame(message)
+        self.answer = b"".join((stream_head(size), *parts))
         self.let_go()
         self.stream.flush_soon()
 

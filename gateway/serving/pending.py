@@ -40,8 +40,8 @@ class Timing(NamedTuple):
 class Pending:
     """One admitted request: its rows and its limits. Who waits for it derives from it.
 
-    What most requests never change is a class-level default, so that making one
-    costs only what differs.
+    What few requests ever need is a class-level default, so that making one costs
+    only what all need.
 
     Args:
         rows: Rows in the batch dimension; 1 where there is none.
@@ -65,8 +65,6 @@ class Pending:
     queue: VersionQueue | None = None
     sent_ns = 0
     attempts = 0
-    phase = Phase.QUEUED
-    dropped = False
 
     def __init__(
         self,
@@ -84,6 +82,8 @@ class Pending:
         self.shape_key = shape_key
         self.nbytes = nbytes
         self.level = level
+        self.phase = Phase.QUEUED
+        self.dropped = False
         self.admitted_ns = admitted_ns
         self.queue_deadline_ns = queue_deadline_ns
         self.deadline_ns = self.expires_ns = deadline_ns

@@ -12,6 +12,8 @@ here is of type 2, length-delimited) and the field numbers of ``inference.proto`
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from gateway.catalogue import VersionEntry
 from gateway.errors import TooLarge
 from gateway.protocol.inference_pb2 import ModelInferRequest, ModelInferResponse
@@ -181,31 +183,27 @@ def _is_text(id_field: bytes) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
 class Template:
     """A reply with holes: for one set of output shapes.
 
     Attributes:
         head: Name, version and the version parameter.
         place: The prediction id's parameter up to its value.
-        outputs: Descriptions of the outputs.
+        described: Descriptions of the outputs; where there is one, and its length is
+            known, its tag and length too.
+        indices: Spec indices of the outputs, in the reply's order.
         raw: Per output its tag and length; ``None`` where lengths vary.
+        size: Bytes of everything but what goes into the holes; of the tensors too,
+            where their lengths are known.
     """
 
-    __slots__ = ("head", "indices", "outputs", "place", "raw")
-
-    def __init__(
-        self,
-        head: bytes,
-        place: bytes,
-        outputs: bytes,
-        raw: list[bytes] | None,
-        indices: tuple[int, ...],
-    ) -> None:
-        self.head = head
-        self.place = place
-        self.outputs = outputs
-        self.raw = raw
-        self.indices = indices
+    head: bytes
+    place: bytes
+    described: bytes
+    indices: tuple[int, ...]
+    raw: list[bytes] | None
+    size: int
 
 
 class Plan:
@@ -286,8 +284,8 @@ class Plan:
         id_field: bytes,
         name: bytes,
         final: bytes = b"",
-    ) -> bytes:
-        """Build the serialised ModelInferResponse.
+    ) -> tuple[tuple[Buffer, ...], int]:
+        """Build the serialised ModelInferResponse, in pieces, and its size.
 
         Args:
             rows: Outputs of the batch.
@@ -299,34 +297,42 @@ class Plan:
         Raises:
             TooLarge: The outputs do not fit a message.
         """
-        template = self._templates.get(rows.shapes)
+        if rows.plan is self:
+            template: Template | None = rows.template
+        else:
+            template = self._templates.get(rows.shapes)
         if template is None:
             template = self._make(rows)
+        rows.plan, rows.template = self, template
         plain = rows.plain
         raw = template.raw
-        head, place, outputs = template.head, template.place, template.outputs
+        head = template.head
         if raw is not None and plain is not None:
-            end = start + self.rows
+            fixed = template.size + len(id_field) + len(final)
             if len(raw) == 1:
                 data, size = plain[template.indices[0]]
-                piece = data[start * size : end * size]
-                return b"".join(
-                    (head, final, id_field, place, name, outputs, raw[0], piece)
-                )
-            parts: list[Buffer] = [head, final, id_field, place, name, outputs]
+                piece = data[start * size : (start + self.rows) * size]
+                place = template.place
+                described = template.described
+                return (head, final, id_field, place, name, described, piece), fixed
+            end = start + self.rows
+            pieces: list[Buffer] = []
             for index, tag in zip(template.indices, raw, strict=True):
                 data, size = plain[index]
-                parts += (tag, data[start * size : end * size])
-            return b"".join(parts)
-        tensors = rows.cut(start, start + self.rows)
-        parts = [head, final, id_field, place, name, outputs]
-        total = 0
-        for index in template.indices:
-            piece = memoryview(tensors[index].data)
-            total += len(piece)
-            parts += (_RAW_OUTPUT, _encode_varint(len(piece)), piece)
-        self._check_size(total)
-        return b"".join(parts)
+                pieces += (tag, data[start * size : end * size])
+            total = fixed
+        else:
+            pieces = []
+            total = template.size + len(id_field) + len(final)
+            tensors = rows.cut(start, start + self.rows)
+            for index in template.indices:
+                view = memoryview(tensors[index].data)
+                tag = _RAW_OUTPUT + _encode_varint(len(view))
+                pieces += (tag, view)
+                total += len(tag) + len(view)
+            self._check_size(total)
+        before = (head, final, id_field, template.place, name, template.described)
+        return (*before, *pieces), total
 
     def _check_size(self, nbytes: int) -> None:
         if nbytes > _MAX_REPLY_BYTES:
@@ -352,24 +358,24 @@ class Plan:
             described.outputs.add(
                 name=tensor.name, datatype=tensor.datatype, shape=tensors[index].dims
             )
+        start = head.SerializeToString()
+        text = described.SerializeToString()
+        size = len(start) + len(before) + len(_PLACE) + len(text)
         raw: list[bytes] | None = None
         if rows.plain is not None:
             sizes = [self.rows * rows.plain[index][1] for index in indices]
-            self._check_size(sum(sizes))
-            raw = [_RAW_OUTPUT + _encode_varint(size) for size in sizes]
-        template = Template(
-            head.SerializeToString(),
-            before,
-            described.SerializeToString(),
-            raw,
-            indices,
-        )
+            raw = [_RAW_OUTPUT + _encode_varint(nbytes) for nbytes in sizes]
+            size += sum(sizes) + sum(len(tag) for tag in raw)
+            self._check_size(size)
+            if len(raw) == 1:
+                text += raw[0]
+        template = Template(start, before, text, indices, raw, size)
         if len(self._templates) >= _MAX_TEMPLATES:
             self._templates.clear()
         self._templates[rows.shapes] = template
         return template
 
 
-def stream_frame(message: bytes) -> bytes:
-    """Wrap a serialised ModelInferResponse into a ModelStreamInferResponse."""
-    return b"\x12" + _encode_varint(len(message)) + message
+def stream_head(size: int) -> bytes:
+    """Return what makes a ModelInferResponse of so many bytes a stream's answer."""
+    return b"\x12" + _encode_varint(size)

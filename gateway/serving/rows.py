@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from gateway.serving.pending import RowTensor
 from workers.spec import ModelSpec
@@ -22,9 +23,19 @@ class BatchRows:
             every row has as many; ``None`` elsewhere.
         shapes: The outputs' shapes without the batch dimension; with it where
             `plain` is ``None``.
+        plan: The last plan that cut a reply out of it, which is mostly the next,
+        template: and what it used.
     """
 
-    __slots__ = ("_batch_rows", "_spec", "_tensors", "plain", "shapes")
+    __slots__ = (
+        "_batch_rows",
+        "_spec",
+        "_tensors",
+        "plain",
+        "plan",
+        "shapes",
+        "template",
+    )
 
     def __init__(
         self, spec: ModelSpec, tensors: list[WireTensor], batch_rows: int
@@ -32,6 +43,8 @@ class BatchRows:
         self._spec = spec
         self._tensors = tensors
         self._batch_rows = batch_rows
+        self.plan: object = None
+        self.template: Any = None
         self.plain: list[tuple[memoryview, int]] | None = None
         if spec.max_batch_rows and not any(t.layout for t in tensors):
             self.plain = [

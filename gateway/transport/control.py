@@ -68,6 +68,7 @@ class Control(Sender):
         self.first_id = 1  # streams from here on were opened in this read
         self._forgotten: dict[int, None] = {}
         self._budget = limits.max_idle_frames
+        self._paid = 0
         self._draining = False
         self._table_bytes = _DEFAULT_TABLE_BYTES
 
@@ -80,8 +81,9 @@ class Control(Sender):
             Violation: The budget is spent.
         """
         most = self.limits.max_idle_frames
-        self._budget = min(most, self._budget + self.earned) - 1
-        self.earned = 0
+        earned = self.progress - self._paid
+        self._paid = self.progress
+        self._budget = min(most, self._budget + earned) - 1
         if self._budget < 0:
             text = f"too many frames without progress, the last: {what}"
             raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "idle_frames")

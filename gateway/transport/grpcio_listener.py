@@ -17,7 +17,7 @@ import grpc
 from gateway.config import GrpcConfig
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
-from gateway.rpc import Metadata, Methods, StreamCall, StreamHandler
+from gateway.rpc import Buffer, Metadata, Methods, StreamCall, StreamHandler
 
 _log = get_logger("transport")
 
@@ -117,6 +117,9 @@ class _UnaryCall(_Headers):
     def reply(self, message: bytes) -> None:
         if not self._future.done():
             self._future.set_result(message)
+
+    def reply_parts(self, parts: tuple[Buffer, ...], size: int) -> None:
+        self.reply(b"".join(parts))
 
     def fail(self, error: GatewayError) -> None:
         if not self._future.done():

@@ -59,6 +59,7 @@ class Head:
         refusal: Ends the call at once; with `body` after response headers, if any.
         body: For those who do not speak gRPC.
         length: Value of ``content-length``.
+        max_message_bytes: Largest message.
         simple: A unary call that is not refused, and whose deadline is its own.
     """
 
@@ -67,6 +68,7 @@ class Head:
         "encoding",
         "headers",
         "length",
+        "max_message_bytes",
         "own_deadline",
         "path",
         "refusal",
@@ -86,6 +88,7 @@ class Head:
         self.body = b""
         self.length: int | None = None
         self.simple = False
+        self.max_message_bytes = 0
 
 
 class HeadReader:
@@ -94,10 +97,14 @@ class HeadReader:
     Args:
         methods: What is served.
         max_header_bytes: For the error of whoever sent more.
+        max_message_bytes: Of every method.
     """
 
-    def __init__(self, methods: Methods, max_header_bytes: int) -> None:
+    def __init__(
+        self, methods: Methods, max_header_bytes: int, max_message_bytes: int
+    ) -> None:
         self._methods = methods
+        self._max_message_bytes = max_message_bytes
         self._known: dict[tuple[Header, ...], Head] = {}
         self._too_large = Head()
         text = f"the request's headers exceed {max_header_bytes} bytes"
@@ -138,6 +145,7 @@ class HeadReader:
         fields = check_request(headers)
         path = fields[b":path"].decode("utf-8", "replace")
         head = Head(headers, path)
+        head.max_message_bytes = self._max_message_bytes
         length = fields.get(b"content-length")
         if length is not None:
             if not length.isdigit() or len(length) > 18:
