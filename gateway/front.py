@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -111,7 +112,12 @@ class Front:
         )
         if stopped.done():
             return 0
+        # What exists now lives as long as the process: not looking at it again spares
+        # clients the pauses of a full collection.
+        gc.collect()
+        gc.freeze()
         await self._listener.start(address)
+        await self._listen_unix()
         self._channel.tell({"op": "listening", "address": address})
         reporter = loop.create_task(self._report_forever())
         await stopped
@@ -120,6 +126,12 @@ class Front:
         self._report()
         self._channel.close()
         return 0 if clean else 1
+
+    async def _listen_unix(self) -> None:
+        path = self._config.grpc.unix_socket
+        if path is not None and isinstance(self._listener, Listener):
+            suffix = f".{self._index}" if self._index else ""
+            await self._listener.start_unix(Path(f"{path}{suffix}"))
 
     async def _drain(self) -> bool:
         """Leave in the order that loses nothing: say so, wait, close, finish.
@@ -197,15 +209,23 @@ class Front:
         self._channel.tell({"op": "counters", **self._snapshot()})
 
     def _snapshot(self) -> dict[str, Any]:
+        transport = self._listener.statistics
         return {
             "versions": [
                 [model, version, statistics.snapshot()]
                 for model, version, statistics in self.dispatcher.all_statistics()
             ],
             "rejected": dict(self.infer.rejected),
+            "transport": {
+                "accepted": transport.accepted,
+                "calls": transport.calls,
+                "limits": dict(transport.limits),
+            },
             "gauges": {
                 "inflight_requests": self.admission.by_model(),
                 "inflight_bytes": self.admission.inflight_bytes,
+                "connections": transport.open,
+                "buffered_bytes": transport.buffered_bytes,
             },
         }
 

@@ -138,6 +138,8 @@ class Dispatcher:
                 continue
             successor = self.queue_for(queue.model, entry)
             pending.queue = successor
+            queue.inflight_rows -= pending.rows
+            successor.inflight_rows += pending.rows
             pending.level = min(pending.level, successor.levels - 1)
             pending.phase = Phase.QUEUED
             successor.add(pending)
@@ -153,6 +155,7 @@ class Dispatcher:
     def submit(self, pending: Pending, queue: VersionQueue) -> None:
         """Take an admitted request; its outcome comes through its callbacks."""
         pending.queue = queue
+        queue.inflight_rows += pending.rows
         queue.add(pending)
         self._active[queue.entry.handle] = queue
         expires_ns = pending.expires_ns
@@ -178,6 +181,7 @@ class Dispatcher:
         if pending.phase is Phase.QUEUED:
             queue.abandoned(pending)
         pending.phase = Phase.DONE
+        queue.inflight_rows -= pending.rows
         self._admission.release(queue.model, pending.nbytes)
         self._settle(queue)
 
@@ -351,6 +355,8 @@ class Dispatcher:
         for pending in live:  # out of everything first: callbacks may cancel others
             pending.phase = _DONE
             nbytes += pending.nbytes
+            queue.inflight_rows -= pending.rows
+        queue.drained(batch.rows, now)
         self._admission.release(queue.model, nbytes, len(live))
         for pending, start in zip(live, starts, strict=True):
             if not pending.dropped:

@@ -154,6 +154,8 @@ class InferService:
             if latest <= now:
                 text = "Deadline exceeded before the request was read"
                 raise DeadlineExceeded(text)
+            if queue.pace_ns:
+                queue.check_wait(now, latest)
             self._admission.acquire(plan.model, plan.nbytes, plan.max_requests)
         except GatewayError as error:
             queue.statistics.outcomes[error.label] += 1

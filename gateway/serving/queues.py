@@ -6,7 +6,7 @@ from collections import deque
 from typing import Protocol
 
 from gateway.catalogue import VersionEntry
-from gateway.errors import GatewayError, ModelFailed, TooLarge
+from gateway.errors import GatewayError, ModelFailed, QueueFull, TooLarge
 from gateway.logs import get_logger
 from gateway.serving.batching import Batch, BatchWindow, CloseReason
 from gateway.serving.pending import Pending, Phase
@@ -31,6 +31,8 @@ class VersionQueue:
         run_ns: A recent run's duration, smoothed; for deadlines.
         slowest_run_ns: A slow run's duration, slowly forgotten; for the watchdog.
         running: Batches at workers.
+        inflight_rows: Rows waiting or at workers.
+        pace_ns: Time per row at which a backlog drains, smoothed; 0: none seen yet.
         failure_logged_ns: When the log last said why a request failed.
     """
 
@@ -45,6 +47,9 @@ class VersionQueue:
         self.run_ns = entry.slowest_run_ns
         self.slowest_run_ns = entry.slowest_run_ns
         self.running = 0
+        self.inflight_rows = 0
+        self.pace_ns = 0
+        self._paced_ns = 0
         self.failure_logged_ns = 0
         self._windows: dict[tuple[object, ...], BatchWindow] = {}
         self._retries: deque[Batch] = deque()
@@ -171,6 +176,35 @@ class VersionQueue:
         self._retries.clear()
         self._windows.clear()
         return taken
+
+    def drained(self, rows: int, now_ns: int) -> None:
+        """Note that a batch of `rows` is done, to know how fast a backlog drains.
+
+        Only what is done while more waits says so. All workers and whatever else
+        holds things up are in it.
+        """
+        if self._paced_ns:
+            pace_ns = (now_ns - self._paced_ns) // rows
+            self.pace_ns += (pace_ns - self.pace_ns) // (8 if self.pace_ns else 1)
+        self._paced_ns = now_ns if self._windows else 0
+
+    def check_wait(self, now_ns: int, until_ns: int) -> None:
+        """Refuse what could not be answered by `until_ns`, while that is cheap.
+
+        A queue longer than its requests' patience answers nobody: each waits in vain
+        for those before it, which do the same.
+
+        Raises:
+            QueueFull: With the time after which there should be room.
+        """
+        wait_ns = self.inflight_rows * self.pace_ns
+        if wait_ns > until_ns - now_ns:
+            late_ms = max(1, (now_ns + wait_ns - until_ns) // 1_000_000)
+            raise QueueFull(
+                f"'{self.model}' is {wait_ns // 1_000_000} ms behind, longer than this "
+                "request may take; retry later",
+                pushback_ms=late_ms,
+            )
 
     def learn(self, run_ns: int) -> None:
         """Note how long a run took."""

@@ -15,7 +15,7 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        gone: dict[str, Any] = {"versions": {}, "rejected": {}}
+        gone: dict[str, Any] = {"versions": {}, "rejected": {}, "transport": {}}
         last: dict[int, dict[str, Any]] = {}
         self._counts = gone, last
         self._gauges: dict[int, dict[str, Any]] = {}
@@ -26,7 +26,11 @@ class Counters:
             f"{version}\0{model}": counts
             for model, version, counts in snapshot["versions"]
         }
-        counts = {"versions": versions, "rejected": snapshot["rejected"]}
+        counts = {
+            "versions": versions,
+            "rejected": snapshot["rejected"],
+            "transport": snapshot["transport"],
+        }
         gone, last = self._counts
         self._counts = gone, {**last, front: counts}
         self._gauges = {**self._gauges, front: snapshot["gauges"]}
@@ -53,9 +57,19 @@ class Counters:
         rejected: dict[str, int] = self._totals()["rejected"]
         return rejected
 
+    def transport(self) -> dict[str, Any]:
+        """Return what all connections counted; see `TransportStatistics`."""
+        transport: dict[str, Any] = self._totals()["transport"]
+        return {"accepted": 0, "calls": 0, "limits": {}, **transport}
+
     def gauges(self) -> dict[str, Any]:
         """Return the sums of what the living fronts hold now."""
-        total: dict[str, Any] = {"inflight_requests": {}, "inflight_bytes": 0}
+        total: dict[str, Any] = {
+            "inflight_requests": {},
+            "inflight_bytes": 0,
+            "connections": 0,
+            "buffered_bytes": 0,
+        }
         for gauges in self._gauges.values():
             total = add_up(total, gauges)
         return total

@@ -52,6 +52,7 @@ class GatewayCollector(Collector):
         versions = self._counters.versions()
         yield from _requests(versions, self._counters.rejected())
         yield from _batches(versions)
+        yield from _transport(self._counters.transport())
         yield from _gauges(self._counters.gauges())
         yield from _processes(self._processes)
 
@@ -113,6 +114,23 @@ def _batches(versions: _Versions) -> Iterator[Metric]:
     yield from (batches, runs, rows)
 
 
+def _transport(counts: dict[str, Any]) -> Iterator[Metric]:
+    accepted = CounterMetricFamily(
+        "baton_connections_accepted", "Connections of clients accepted"
+    )
+    accepted.add_metric([], counts["accepted"])
+    calls = CounterMetricFamily("baton_calls", "Calls begun, of every method")
+    calls.add_metric([], counts["calls"])
+    limits = CounterMetricFamily(
+        "baton_transport_limits",
+        "Times a limit of the transport was enforced",
+        labels=["limit"],
+    )
+    for limit, count in counts["limits"].items():
+        limits.add_metric([limit], count)
+    yield from (accepted, calls, limits)
+
+
 def _gauges(gauges: dict[str, Any]) -> Iterator[Metric]:
     requests = GaugeMetricFamily(
         "baton_inflight_requests",
@@ -125,6 +143,14 @@ def _gauges(gauges: dict[str, Any]) -> Iterator[Metric]:
     nbytes = GaugeMetricFamily("baton_inflight_bytes", "Input bytes in flight")
     nbytes.add_metric([], gauges["inflight_bytes"])
     yield nbytes
+    open_now = GaugeMetricFamily("baton_connections", "Connections open")
+    open_now.add_metric([], gauges["connections"])
+    yield open_now
+    buffered = GaugeMetricFamily(
+        "baton_transport_buffered_bytes", "Bytes of messages that are not whole yet"
+    )
+    buffered.add_metric([], gauges["buffered_bytes"])
+    yield buffered
 
 
 def _processes(processes: Processes) -> Iterator[Metric]:

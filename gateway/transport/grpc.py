@@ -63,9 +63,7 @@ class GrpcServer:
         self.now_ns = now_ns
         self.soon = soon
         self.deadline_added = deadline_added
-        self.heads = HeadReader(
-            methods, limits.max_header_bytes, max_message_bytes
-        )
+        self.heads = HeadReader(methods, limits.max_header_bytes, max_message_bytes)
         self.statistics = TransportStatistics()
         self.deadlines: DeadlineWheel[Call] = DeadlineWheel()
 

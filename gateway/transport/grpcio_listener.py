@@ -18,6 +18,8 @@ from gateway.config import GrpcConfig
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
 from gateway.rpc import Buffer, Metadata, Methods, StreamCall, StreamHandler
+from gateway.transport.status import InternalError, details, incident
+from gateway.transport.streams import TransportStatistics
 
 _log = get_logger("transport")
 
@@ -197,6 +199,7 @@ class GrpcioListener:
         self._config = config
         self._now_ns = now_ns
         self._server: Any = None
+        self.statistics = TransportStatistics()  # grpc.aio does not say
 
     async def start(self, address: str) -> None:
         """Listen on ``host:port`` (shared with other fronts) and serve.

@@ -20,7 +20,7 @@ from gateway.logs import get_logger
 from gateway.rpc import Methods
 from gateway.transport.frames import ErrorCode
 from gateway.transport.grpc import GrpcConnection, GrpcServer
-from gateway.transport.streams import Limits
+from gateway.transport.streams import Limits, TransportStatistics
 from gateway.transport.tls import Certificates
 
 _log = get_logger("transport")
@@ -89,6 +89,11 @@ class Listener:
             soon=self._loop.call_soon,
             deadline_added=self._deadline_added,
         )
+
+    @property
+    def statistics(self) -> TransportStatistics:
+        """What the connections count."""
+        return self.server.statistics
 
     async def start(self, address: str) -> None:
         """Listen on ``host:port`` (shared with other fronts) and serve.

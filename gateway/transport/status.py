@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import sys
+from functools import lru_cache
 from uuid import uuid4
 
 from gateway.errors import Code, GatewayError
@@ -105,14 +106,24 @@ def trailers(
         metadata: Fields of the handler's own.
         alone: There were no response headers: these stand for both.
     """
-    if error is None and not metadata and not alone:
-        return TRAILERS_OK
+    if error is None:
+        if not metadata and not alone:
+            return TRAILERS_OK
+        block = (_BASE if alone else b"") + encode_literal(b"grpc-status", b"0")
+        return HeaderBlock(block + encode_metadata(metadata))
+    failure = _failure(int(error.code), details(error), error.pushback_ms, alone)
+    if metadata:
+        return HeaderBlock(failure.data + encode_metadata(metadata))
+    return failure
+
+
+@lru_cache(512)
+def _failure(code: int, text: str, pushback_ms: int | None, alone: bool) -> HeaderBlock:
+    """Encode a status; under overload the same few are sent again and again."""
     block = _BASE if alone else b""
-    code = 0 if error is None else int(error.code)
     block += encode_literal(b"grpc-status", str(code).encode())
-    if error is not None:
-        block += encode_literal(b"grpc-message", percent_encode(details(error)))
-        if error.pushback_ms is not None:
-            pushback = str(error.pushback_ms).encode()
-            block += encode_literal(b"grpc-retry-pushback-ms", pushback)
-    return HeaderBlock(block + encode_metadata(metadata))
+    block += encode_literal(b"grpc-message", percent_encode(text))
+    if pushback_ms is not None:
+        pushback = str(pushback_ms).encode()
+        block += encode_literal(b"grpc-retry-pushback-ms", pushback)
+    return HeaderBlock(block)
