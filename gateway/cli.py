@@ -107,6 +107,10 @@ def serve(
         Literal["shared", "each"] | None,
         typer.Option(help="One port for all fronts, or one for each."),
     ] = None,
+    transport: Annotated[
+        Literal["own", "grpcio"] | None,
+        typer.Option(help="Baton's own HTTP/2, or grpc.aio to compare with."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Workers per device.")] = None,
     device: Annotated[
         Literal["cpu", "cuda"] | None, typer.Option(help="Where models run.")
@@ -129,7 +133,13 @@ def serve(
     flags: dict[str, Any] = {
         "model_repository": model_repository,
         "state_dir": state_dir,
-        "grpc": {"host": host, "port": port, "fronts": fronts, "port_mode": port_mode},
+        "grpc": {
+            "host": host,
+            "port": port,
+            "fronts": fronts,
+            "port_mode": port_mode,
+            "transport": transport,
+        },
         "workers": {"count": workers, "device": device},
         "metrics": {"port": metrics_port},
         "log": {"level": log_level, "format": log_format},

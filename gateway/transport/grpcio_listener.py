@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
-from uuid import uuid4
 
 import grpc
 
@@ -18,19 +17,12 @@ from gateway.config import GrpcConfig
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
 from gateway.rpc import Buffer, Metadata, Methods, StreamCall, StreamHandler
-from gateway.transport.status import InternalError, details, incident
+from gateway.transport.status import details, incident
 from gateway.transport.streams import TransportStatistics
 
 _log = get_logger("transport")
 
-_MAX_DETAILS_BYTES = 1024
-"""Longest error message sent, in UTF-8: trailers share the peer's header limit
-(8 KiB), and gRPC percent-encodes what is not ASCII, three bytes for one."""
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
-
-
-class InternalError(GatewayError):
-    """A bug of ours: the client gets an incident id, the log the traceback."""
 
 
 class _Context(Protocol):
@@ -81,10 +73,8 @@ class _Headers:
         trailers = tuple(self.trailing_metadata)
         if error.pushback_ms is not None:
             trailers += (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
-        details = error.message.encode(errors="replace")[:_MAX_DETAILS_BYTES]
-        await self._context.abort(
-            _STATUS[int(error.code)], details.decode(errors="ignore"), trailers
-        )
+        status = _STATUS[int(error.code)]
+        await self._context.abort(status, details(error), trailers)
 
     def end(self) -> None:
         """End with OK."""
@@ -95,12 +85,6 @@ class _Headers:
 def _deadline_ns(context: _Context, now_ns: Callable[[], int]) -> int:
     remaining = context.time_remaining()
     return 0 if remaining is None else now_ns() + int(remaining * 1e9)
-
-
-def _incident(method: str) -> GatewayError:
-    incident = uuid4().hex[:12]
-    _log.exception("handler_failed", method=method, incident=incident)
-    return InternalError(f"internal error, incident {incident}")
 
 
 class _UnaryCall(_Headers):
@@ -250,7 +234,7 @@ class GrpcioListener:
             except GatewayError as error:
                 failure = error
             except Exception:  # the edge: a bug must not leak its text
-                failure = _incident(path)
+                failure = incident(path)
             await call.send_headers()
             await call.abort(failure)
             raise AssertionError("abort returned")  # it always raises
@@ -288,7 +272,7 @@ class GrpcioListener:
                 handler.on_message(message)
         except Exception:  # the edge, as above
             if not call.finished:  # otherwise it is the end of the call that raised
-                call.finish(_incident(path))
+                call.finish(incident(path))
 
 
 def _options(config: GrpcConfig) -> list[tuple[str, int]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import sys
 from functools import lru_cache
 from uuid import uuid4
 
@@ -46,9 +45,7 @@ class Cancelled(GatewayError):
 def incident(method: str) -> GatewayError:
     """Log the exception being handled; return what the client is told instead."""
     number = uuid4().hex[:12]
-    _log.error(
-        "handler_failed", method=method, incident=number, exc_info=sys.exc_info()
-    )
+    _log.exception("handler_failed", method=method, incident=number)
     return InternalError(f"internal error, incident {number}")
 
 
