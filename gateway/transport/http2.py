@@ -101,9 +101,9 @@ class Connection(Control):
             Setting.MAX_FRAME_SIZE: limits.max_frame_bytes,
             Setting.MAX_HEADER_LIST_SIZE: limits.max_header_bytes,
         }
-        self.write(frames.settings(ours))
         extra = limits.connection_window_bytes - DEFAULT_WINDOW
-        self.write(frames.window_update(0, extra))
+        # No wake: it waits for the client's preface, which shows that it speaks HTTP/2.
+        self.out += (frames.settings(ours), frames.window_update(0, extra))
 
     # -- for the owner ------------------------------------------------------------
 
@@ -221,14 +221,16 @@ class Connection(Control):
         size = len(frames.PREFACE)
         if data[:size] == frames.PREFACE:
             self._preface_due = False
+            self._wake()
             return True
         if not frames.PREFACE.startswith(data[:size]):
-            self.failed = True
-            self.out.clear()
             if b" HTTP/1." in data:
-                self.write(_HTTP1)
+                self.failed = True
+                self.out.clear()
+                self.out.append(_HTTP1)
             else:
-                self.write(frames.goaway(0, ErrorCode.PROTOCOL_ERROR, "no preface"))
+                self.end(ErrorCode.PROTOCOL_ERROR, "no preface")
+            self._wake()
         self._chunks.append(data)
         self._have = len(data)
         self._need = size

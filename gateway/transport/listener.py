@@ -251,7 +251,7 @@ class ServerConnection(asyncio.Protocol):
         self._http2 = self.grpc.http2
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet the client."""
+        """Wait for the client's preface: ours is written once it is there."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport.set_write_buffer_limits(high=self._config.write_buffer_bytes)
         self._read_ns = self._listener.server.now_ns()
@@ -260,7 +260,6 @@ class ServerConnection(asyncio.Protocol):
             spread = random.uniform(-_AGE_JITTER, _AGE_JITTER)  # noqa: S311
             self._retire_ns = self._read_ns + int(age_s * (1 + spread) * _NS)
         self._listener.opened(self)
-        self.flush()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes."""

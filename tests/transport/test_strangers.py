@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from hpack import Decoder, Encoder
 
+from gateway.clock import now_ns
+from gateway.config import GrpcConfig
 from gateway.rpc import Methods
-from tests.transports import listening
+from tests.gateway_process import free_port
+from tests.transports import LISTENERS, listening
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -127,6 +131,32 @@ async def test_what_is_no_preface_gets_a_goaway(address: str, sent: bytes) -> No
     assert (kind, payload[4:8]) == (GOAWAY, bytes((0, 0, 0, PROTOCOL_ERROR)))
 
 
-async def test_http_1_is_answered_in_http_1(address: str) -> None:
+async def test_http_1_is_answered_in_http_1_alone(address: str) -> None:
     received = await send(address, b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-    assert b"HTTP/1.1 505 " in received
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 505 ")
+    assert body == b"This port speaks gRPC, which needs HTTP/2.\n"
+
+
+@pytest.mark.parametrize("sent", [PREFACE, b"PRI * HTTP/1"])
+async def test_settings_are_the_first_frame(address: str, sent: bytes) -> None:
+    received = await send(address, sent)
+    assert received[3] == SETTINGS
+
+
+async def test_who_connects_and_waits_is_told_of_a_drain() -> None:
+    listener: Any = LISTENERS["own"](Methods({}, {}), GrpcConfig(), now_ns)
+    port = free_port()
+    await listener.start(f"127.0.0.1:{port}")
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    received = b""
+    async with asyncio.timeout(WAIT_S):
+        while not listener.connections:
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(listener.stop(WAIT_S))
+        while not frames_of(received):
+            received += await reader.read(65536)
+    writer.close()
+    await stopping
+    assert received[3] == SETTINGS
+    assert frames_of(received)[0][0] == GOAWAY
