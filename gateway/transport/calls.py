@@ -16,6 +16,7 @@ from gateway.transport.frames import HeaderBlock
 from gateway.transport.heads import Head
 from gateway.transport.messages import MessageReader
 from gateway.transport.status import (
+    EXPIRED,
     HEADERS,
     TRAILERS_OK,
     decode_binary,
@@ -28,7 +29,6 @@ from gateway.transport.streams import Stream
 if TYPE_CHECKING:
     from gateway.transport.grpc import GrpcConnection
 
-_TEXT = "Deadline Exceeded"
 _SMALL = 4096
 
 
@@ -232,7 +232,7 @@ class UnaryCall(Call):
     def expire(self) -> None:
         """Tell handler and client that the deadline has passed."""
         cancel = self.on_cancel
-        self.fail(DeadlineExceeded(_TEXT))
+        self.fail(DeadlineExceeded(EXPIRED))
         if cancel is not None:
             cancel()
 
@@ -373,7 +373,7 @@ class StreamingCall(Call):
 
     def expire(self) -> None:
         """Tell client and handler that the deadline has passed."""
-        self._finish(DeadlineExceeded(_TEXT))
+        self._finish(DeadlineExceeded(EXPIRED))
         self._handler.on_cancel()
 
 

@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gateway.errors import Code, GatewayError, TooLarge, Unsupported
+from gateway.errors import Code, DeadlineExceeded, GatewayError, TooLarge, Unsupported
 from gateway.rpc import Methods
 from gateway.transport.frames import HeaderBlock
 from gateway.transport.hpack import Header, encode_literal
 from gateway.transport.messages import check_encoding
-from gateway.transport.status import trailers
+from gateway.transport.status import EXPIRED, trailers
 from gateway.transport.streams import Malformed
 
 _MAX_REMEMBERED = 1024
@@ -121,7 +121,7 @@ class HeadReader:
         """
         if headers is None:
             return self._too_large, 0
-        timeout = b""
+        timeout: bytes | None = None
         rest = tuple([h for h in headers if h[0] != b"grpc-timeout"])
         if len(rest) != len(headers):
             timeout = next(v for n, v in headers if n == b"grpc-timeout")
@@ -131,15 +131,15 @@ class HeadReader:
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
             self._known[rest] = head
-        if not timeout:
+        if timeout is None:
             return head, 0
         if not _TIMEOUT.fullmatch(timeout):
-            refused = Head(rest, head.path)
             error = BadTimeout("grpc-timeout must be up to 8 digits and a unit")
-            refused.refusal = trailers(error, alone=True)
-            return refused, 0
+            return _refused(rest, head.path, error), 0
         timeout_ns = int(timeout[:-1]) * _UNIT_NS[timeout[-1:]]
-        return head, min(timeout_ns, _MAX_TIMEOUT_NS) or 1
+        if not timeout_ns and head.refusal is None:
+            return _refused(rest, head.path, DeadlineExceeded(EXPIRED)), 0
+        return head, min(timeout_ns, _MAX_TIMEOUT_NS)
 
     def _read(self, headers: tuple[Header, ...]) -> Head:
         fields = check_request(headers)
@@ -173,6 +173,13 @@ class HeadReader:
         except Unsupported as error:
             accepted = (("grpc-accept-encoding", "identity,deflate,gzip"),)
             head.refusal = trailers(error, accepted, alone=True)
+
+
+def _refused(headers: tuple[Header, ...], path: str, error: GatewayError) -> Head:
+    """Return a head that ends its call with an error."""
+    head = Head(headers, path)
+    head.refusal = trailers(error, alone=True)
+    return head
 
 
 def _refuse_http(head: Head, status: bytes, fields: tuple[Header, ...]) -> None:

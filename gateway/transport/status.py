@@ -22,6 +22,9 @@ MAX_DETAILS_BYTES = 1024
 """Longest error message sent, in UTF-8: trailers share the peer's header limit
 (8 KiB), and gRPC percent-encodes what is not ASCII, three bytes for one."""
 
+EXPIRED = "Deadline Exceeded"
+"""Message of a call that its deadline ended, in the words of gRPC's own servers."""
+
 _BASE = encode_indexed(8) + encode_literal(b"content-type", b"application/grpc")
 HEADERS = HeaderBlock(_BASE)
 """``:status: 200`` and the content type: how every answered call begins."""
