@@ -95,6 +95,8 @@ class MessageReader:
             raise _too_large(len(unpacked), self._max_bytes)
         if not unpacker.eof:
             raise BadMessage("a compressed message cut short")
+        if unpacker.unused_data:
+            raise BadMessage("a compressed message with more behind its end")
         return unpacked
 
 
