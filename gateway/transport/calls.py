@@ -14,7 +14,7 @@ from gateway.errors import Code, DeadlineExceeded, GatewayError
 from gateway.rpc import Buffer, Metadata, StreamHandler
 from gateway.transport.frames import HeaderBlock
 from gateway.transport.heads import Head
-from gateway.transport.messages import MessageReader
+from gateway.transport.messages import BadMessage, MessageReader
 from gateway.transport.status import (
     EXPIRED,
     HEADERS,
@@ -100,8 +100,8 @@ class Call(Stream):
         """End the call: its deadline passed before its handler was done."""
         raise NotImplementedError
 
-    def _read(self, data: bytes) -> list[bytes]:
-        """Return the messages that body bytes complete.
+    def _read(self, data: bytes, *, ended: bool) -> list[bytes]:
+        """Return the messages that body bytes complete; `ended`: no more will come.
 
         Raises:
             GatewayError: The body is broken, or a limit would be exceeded.
@@ -111,6 +111,8 @@ class Call(Stream):
             limit = self.owner.server.max_message_bytes
             reader = self._reader = MessageReader(self.head.encoding, limit)
         messages = list(reader.feed(data))
+        if ended and reader.held:
+            raise BadMessage("the body ends inside a message")
         self._hold(reader.held)
         return messages
 
@@ -160,14 +162,12 @@ class UnaryCall(Call):
     def _gather(self, data: bytes, ended: bool) -> None:
         self.owner.give_back(self, len(data))
         try:
-            messages = self._read(data)
+            messages = self._read(data, ended=ended)
             if self._message is not None:
                 messages.insert(0, self._message)
             if len(messages) > 1 or (ended and not messages):
                 count = len(messages) or "no"
                 raise Cardinality(f"a unary call takes one message, got {count}")
-            if ended and self._held:
-                raise Cardinality("the body ends inside a message")
         except GatewayError as error:
             self.fail(error)
             return
@@ -261,9 +261,7 @@ class StreamingCall(Call):
         if self.over:
             return
         try:
-            messages = self._read(data) if data else ()
-            if ended and self._reader is not None and self._reader.held:
-                raise Cardinality("the body ends inside a message")
+            messages = self._read(data, ended=ended)
         except GatewayError as error:
             self.finish(error)
             self._handler.on_cancel()
