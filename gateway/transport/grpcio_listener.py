@@ -127,6 +127,8 @@ class _StreamCall(_Headers):
         self.may_read.set()
 
     def send(self, message: bytes) -> None:
+        if self.finished:
+            return
         self._outbox.append(message)
         self._outbox_bytes += len(message)
         self._wake.set()
@@ -266,6 +268,8 @@ class GrpcioListener:
             while True:
                 await call.may_read.wait()
                 message = await context.read()
+                if call.finished:
+                    return
                 if message is grpc.aio.EOF:
                     handler.on_half_close()
                     return
