@@ -14,7 +14,7 @@ from gateway.rpc import Methods
 from gateway.transport.frames import HeaderBlock
 from gateway.transport.hpack import Header, encode_literal
 from gateway.transport.messages import check_encoding
-from gateway.transport.status import EXPIRED, trailers
+from gateway.transport.status import EXPIRED, decode_binary, trailers
 from gateway.transport.streams import Malformed
 
 _MAX_REMEMBERED = 1024
@@ -44,6 +44,13 @@ class BadTimeout(GatewayError):
 
     code = Code.INTERNAL
     label = "bad_timeout"
+
+
+class BadMetadata(GatewayError):
+    """A ``-bin`` header that is no base64."""
+
+    code = Code.INTERNAL
+    label = "bad_metadata"
 
 
 class Head:
@@ -167,12 +174,15 @@ class HeadReader:
         head.own_deadline = head.path in self._methods.own_deadline
         try:
             check_encoding(head.encoding)
+            check_binary(head.headers)
             if head.unary is None and head.stream is None:
                 raise Unsupported(f"Method not found: {head.path}")
             head.simple = head.unary is not None and head.own_deadline
         except Unsupported as error:
             accepted = (("grpc-accept-encoding", "identity,deflate,gzip"),)
             head.refusal = trailers(error, accepted, alone=True)
+        except BadMetadata as error:
+            head.refusal = trailers(error, alone=True)
 
 
 def _refused(headers: tuple[Header, ...], path: str, error: GatewayError) -> Head:
@@ -189,6 +199,19 @@ def _refuse_http(head: Head, status: bytes, fields: tuple[Header, ...]) -> None:
     length = str(len(_HELP)).encode()
     block = b"".join(encode_literal(*field) for field in fields)
     head.refusal = HeaderBlock(block + encode_literal(b"content-length", length))
+
+
+def check_binary(headers: tuple[Header, ...]) -> None:
+    """Check that binary metadata can be decoded, whether a handler reads it or not.
+
+    Raises:
+        BadMetadata: A value is no base64; names the key.
+    """
+    for name, value in headers:
+        if name.endswith(b"-bin"):
+            for part in value.split(b","):
+                if decode_binary(part) is None:
+                    raise BadMetadata(f"metadata {name.decode()} is not valid base64")
 
 
 def check_request(headers: tuple[Header, ...]) -> dict[bytes, bytes]:
