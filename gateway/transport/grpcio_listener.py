@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from gateway.config import GrpcConfig
+from gateway.config import GrpcConfig, TlsConfig
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
 from gateway.rpc import Buffer, Metadata, Methods, StreamCall, StreamHandler
@@ -192,10 +192,14 @@ class GrpcioListener:
 
         Raises:
             RuntimeError: The address cannot be bound.
+            OSError: A file of `grpc.tls` cannot be read.
         """
         self._server = grpc.aio.server(options=_options(self._config))
         self._server.add_generic_rpc_handlers((self._generic_handler(),))
-        self._server.add_insecure_port(address)
+        if self._config.tls is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, _credentials(self._config.tls))
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
@@ -277,6 +281,14 @@ class GrpcioListener:
         except Exception:  # the edge, as above
             if not call.finished:  # otherwise it is the end of the call that raised
                 call.finish(incident(path))
+
+
+def _credentials(config: TlsConfig) -> grpc.ServerCredentials:
+    """Return certificate, key and client authorities; they are read once."""
+    pair = (config.key.read_bytes(), config.certificate.read_bytes())
+    authorities = config.client_ca.read_bytes() if config.client_ca else None
+    required = authorities is not None
+    return grpc.ssl_server_credentials([pair], authorities, required)
 
 
 def _options(config: GrpcConfig) -> list[tuple[str, int]]:
