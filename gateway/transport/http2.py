@@ -103,7 +103,9 @@ class Connection(Control):
         }
         extra = limits.connection_window_bytes - DEFAULT_WINDOW
         # No wake: it waits for the client's preface, which shows that it speaks HTTP/2.
-        self.out += (frames.settings(ours), frames.window_update(0, extra))
+        self.out.append(frames.settings(ours))
+        if extra:  # an update of 0 is an error (RFC 9113, 6.9)
+            self.out.append(frames.window_update(0, extra))
 
     # -- for the owner ------------------------------------------------------------
 
@@ -415,14 +417,19 @@ class Connection(Control):
                 raise Violation(ErrorCode.FRAME_SIZE_ERROR, "a short HEADERS frame")
             itself = int.from_bytes(payload[:4], "big") & MAX_STREAM_ID == stream_id
             payload = payload[5:]
+        kept = flags & END_STREAM | (PRIORITISED if itself else 0)
         if flags & END_HEADERS:
-            self._on_headers(flags & END_STREAM, stream_id, payload)
+            self._on_block(kept, stream_id, payload)
         else:
             self._expect = CONTINUATION
             self._block_id = stream_id
-            self._block_flags = flags & END_STREAM
+            self._block_flags = kept
             self._block = [payload]
-        if itself:  # a stream that depends on itself
+
+    def _on_block(self, flags: int, stream_id: int, block: bytes) -> None:
+        """Take a header block that is whole; PRIORITISED: it depends on itself."""
+        self._on_headers(flags & END_STREAM, stream_id, block)
+        if flags & PRIORITISED:
             self.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -439,4 +446,4 @@ class Connection(Control):
         if flags & END_HEADERS:
             self._expect = None
             self._block = []
-            self._on_headers(self._block_flags, stream_id, b"".join(block))
+            self._on_block(self._block_flags, stream_id, b"".join(block))
