@@ -28,6 +28,7 @@ from workers.arrays import (
     needs_conversion,
     pad_rows,
 )
+from workers.execute import QuickRun
 from workers.failures import RunFailed, one_line, run_failed
 from workers.signature import Graph, LoadRefused, Port
 from workers.spec import LoadOrder, LoadReport, ModelSpec, SessionSettings, TensorSpec
@@ -156,6 +157,30 @@ class LoadedVersion:
                 for tensor, array in zip(self.spec.outputs, outputs, strict=True)
             ]
         return outputs
+
+    def quick(self) -> QuickRun | None:
+        """Return the short way for the usual run, where the version allows it."""
+        inputs, outputs = self.spec.inputs, self.spec.outputs
+        if (
+            len(inputs) != 1
+            or len(outputs) != 1
+            or not self._leading
+            or not self._plain
+            or self._binds
+            or self._sizes
+            or self._reshapes
+            or outputs[0].datatype in {"BYTES", "BF16"}
+        ):
+            return None
+        run = self._run_session
+        names, name, options = self._output_names, self._input_names[0], self._options
+
+        def call(array: Array) -> Array:
+            outputs: list[Array] = run(names, {name: array}, options)
+            return outputs[0]
+
+        dtypes = DATATYPES[inputs[0].datatype], DATATYPES[outputs[0].datatype]
+        return QuickRun(call, dtypes[0].numpy, dtypes[1].numpy)
 
     def close(self) -> None:
         """Free the version's memory; nothing may be called after it."""
