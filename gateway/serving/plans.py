@@ -13,6 +13,7 @@ here is of type 2, length-delimited) and the field numbers of ``inference.proto`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gateway.catalogue import VersionEntry
 from gateway.errors import TooLarge
@@ -376,6 +377,7 @@ class Plan:
         return template
 
 
+@lru_cache(1024)
 def stream_head(size: int) -> bytes:
     """Return what makes a ModelInferResponse of so many bytes a stream's answer."""
     return b"\x12" + _encode_varint(size)

@@ -12,6 +12,7 @@ from gateway.transport.frames import (
     ErrorCode,
     HeaderBlock,
 )
+from gateway.rpc import Buffer
 from gateway.transport.streams import Stream
 
 EMPTY_TABLE = b"\x20"
@@ -96,7 +97,7 @@ class Sender:
             or self.streams.pop(stream.id, None) is None
         ):
             self.send_headers(stream, head)
-            self.send_data(stream, *parts)
+            self.send_data(stream, parts, size)
             self.finish(stream, tail)
             return
         wire_id = stream.wire_id
@@ -137,9 +138,16 @@ class Sender:
         if end:
             self._close(stream)
 
-    def send_data(self, stream: Stream, *parts: bytes) -> None:
-        """Send body bytes, now as far as the windows allow, the rest later."""
-        size = sum(len(part) for part in parts)
+    def send_data(
+        self, stream: Stream, parts: Sequence[Buffer], size: int
+    ) -> None:
+        """Send body bytes, now as far as the windows allow, the rest later.
+
+        Args:
+            stream: An open stream.
+            parts: The bytes in pieces, in order.
+            size: Bytes of all of them.
+        """
         if stream.id not in self.streams or not size:
             return
         self.progress += _EARNED_PER_MESSAGE + (size >> 10)
@@ -151,7 +159,10 @@ class Sender:
         ):
             self.send_window -= size
             stream.send_delta -= size
-            self.write(b"".join((_DATA_HEADS[size], stream.wire_id, *parts)))
+            out = self.out
+            if not out:
+                self._wake()
+            out.append(b"".join((_DATA_HEADS[size], stream.wire_id, *parts)))
             return
         if stream.queue is None:
             stream.queue = deque()

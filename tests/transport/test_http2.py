@@ -415,7 +415,7 @@ class Peer:
     def send(self, which: int, parts: list[bytes]) -> None:
         stream = self.session.opened[which % len(self.session.opened)]
         if not self.ended[stream.id]:
-            self.connection.send_data(stream, *parts)
+            self.connection.send_data(stream, parts, sum(map(len, parts)))
             self.sent[stream.id] += b"".join(parts)
 
     def finish(self, which: int) -> None:
