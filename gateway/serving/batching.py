@@ -130,7 +130,7 @@ class BatchWindow:
         self._bytes -= pending.nbytes
         if self._dead > self._live + _SWEEP_SLACK:
             self._levels = [
-                deque(p for p in level if p.phase is Phase.QUEUED)
+                deque(p for p in level if p.phase is Phase.QUEUED and p is not pending)
                 for level in self._levels
             ]
             self._dead = 0
