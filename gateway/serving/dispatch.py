@@ -426,6 +426,8 @@ class Dispatcher:
                 self._fail(queue, pending, error)
             else:
                 pending.phase = Phase.REQUEUED
+                # It left the queue in time: only the deadline counts now.
+                pending.expires_ns = pending.deadline_ns
                 again.append(pending)
         if again:
             queue.retry(Batch(again, 0, CloseReason.RETRY))
