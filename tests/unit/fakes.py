@@ -12,15 +12,30 @@ from typing import Any
 from gateway.catalogue import BatchPolicy, QueuePolicy, State, VersionEntry
 from gateway.errors import GatewayError
 from gateway.serving.batching import Batch
-from gateway.serving.pending import Pending, RowTensor, Timing
+from gateway.serving.pending import Pending
 from gateway.serving.queues import VersionQueue
+from gateway.serving.rows import BatchRows
 from workers.spec import ModelSpec, TensorSpec
 
 FAR_NS = 1 << 62
 
 
-def make_pending(**changes: Any) -> Pending:
-    """Return a request of one row that nobody waits for."""
+class Request(Pending):
+    """A request whose outcome goes to a client, where one waits for it."""
+
+    client: Client | None = None
+
+    def on_result(self, rows: BatchRows, start: int) -> None:
+        if self.client is not None:
+            self.client.on_result(self, rows, start)
+
+    def on_error(self, error: GatewayError) -> None:
+        if self.client is not None:
+            self.client.on_error(self, error)
+
+
+def make_pending(client: Client | None = None, **changes: Any) -> Request:
+    """Return a request of one row; nobody waits for it, or `client` does."""
     values: dict[str, Any] = {
         "rows": 1,
         "inputs": [],
@@ -30,10 +45,12 @@ def make_pending(**changes: Any) -> Pending:
         "admitted_ns": 0,
         "queue_deadline_ns": 0,
         "deadline_ns": FAR_NS,
-        "on_result": lambda *_: None,
-        "on_error": lambda *_: None,
     }
-    return Pending(**(values | changes))
+    request = Request(**(values | changes))
+    if client is not None:
+        request.client = client
+        client.pending = request
+    return request
 
 
 def make_entry(
@@ -146,20 +163,19 @@ class Client:
     """Whoever waits for one request: notes every outcome it is given."""
 
     def __init__(self) -> None:
-        self.pending: Pending | None = None
+        self.pending: Request | None = None
         self.results: list[list[int]] = []
         self.errors: list[GatewayError] = []
         self.cancelled = False
 
-    def on_result(
-        self, pending: Pending, rows: list[RowTensor], timing: Timing
-    ) -> None:
+    def on_result(self, pending: Pending, rows: BatchRows, start: int) -> None:
         assert pending is self.pending
-        data = bytes(rows[0].data)
+        (tensor,) = rows.cut(start, start + pending.rows)
+        data = bytes(tensor.data)
         values = [
             int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)
         ]
-        assert rows[0].dims == (len(values),)
+        assert tensor.dims == (len(values),)
         self.results.append(values)
 
     def on_error(self, pending: Pending, error: GatewayError) -> None:

@@ -8,6 +8,7 @@ was forgotten.
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from gateway.catalogue import BatchPolicy, Catalogue, ModelEntry, VersionEntry
 from gateway.errors import (
@@ -34,6 +35,8 @@ from tests.unit.fakes import (
 from workers.wire import CREDITS, Failure, Result, WireTensor
 
 MS = 1_000_000
+LATE_NS = 6 * MS
+"""Expiry comes within 5 ms of its instant; timers are in whole milliseconds."""
 POISON = 1 << 40
 """Values from here on make the model fail."""
 OOM_ROWS = 5
@@ -168,7 +171,8 @@ class World:
         now = self.loop.now
         raw = b"".join(value.to_bytes(8, "little") for value in values)
         client = SimulatedClient(self, model, values)
-        client.pending = make_pending(
+        pending = make_pending(
+            client,
             rows=rows,
             inputs=[(0, (rows,), raw)],
             shape_key=(draw.choice("ab"),),
@@ -177,15 +181,13 @@ class World:
             admitted_ns=now,
             queue_deadline_ns=draw.choice([0, 0, now + draw.randint(1, 60) * MS]),
             deadline_ns=deadline_ns or self._deadline(),
-            on_result=client.on_result,
-            on_error=client.on_error,
         )
         self.clients.append(client)
         self.admission.acquire(model, len(raw), 1_000_000)
         self.used.add(entry.handle)
         self.idle_told.discard(entry.handle)
         queue = self.dispatcher.queue_for(model, entry)
-        self.dispatcher.submit(client.pending, queue)
+        self.dispatcher.submit(pending, queue)
         return client
 
     def submit_stream(self) -> None:
@@ -281,13 +283,31 @@ class World:
         assert self.admission.inflight_bytes == sum(
             8 * len(client.values) for client in waiting
         )
-        assert len(self.dispatcher._wheel) == len(waiting)  # memory, not behaviour
+        self._check_memory(waiting)
         for client in self.clients:
             self._check_client(client)
         for port in self.ports:
             for queue, batch in port.sent:
                 self._check_batch(queue.entry, batch)
         self._check_nobody_waits_in_vain(waiting)
+
+    def _check_memory(self, waiting: list[SimulatedClient]) -> None:
+        """Who waits is found once by whoever looks for the expired, and nobody else."""
+        dispatcher = self.dispatcher
+        found = [
+            pending
+            for batch in dispatcher._running
+            for pending in batch.requests
+            if pending.phase is Phase.RUNNING
+        ]
+        for queue in dispatcher._active.values():
+            for window in queue._windows.values():
+                found += window.waiting()
+            for batch in queue._retries:
+                found += [p for p in batch.requests if p.phase is Phase.REQUEUED]
+        assert Counter(found) == Counter(client.pending for client in waiting)
+        out = {batch for port in self.ports for _, batch in port.sent}
+        assert set(dispatcher._running) == out
 
     def _check_client(self, client: SimulatedClient) -> None:
         pending = client.pending
@@ -300,7 +320,10 @@ class World:
         for error in client.errors:
             self._check_error(client, pending, error)
         if client.waits:
-            assert self.loop.now < pending.deadline_ns + 5 * MS, "overdue"
+            expires_ns = pending.deadline_ns
+            if pending.phase is Phase.QUEUED:
+                expires_ns = pending.expires_ns
+            assert self.loop.now < expires_ns + LATE_NS, "overdue"
 
     def _check_error(
         self, client: SimulatedClient, pending: Pending, error: GatewayError
@@ -315,6 +338,7 @@ class World:
             assert pending.deadline_ns <= now
         elif isinstance(error, QueueTimeout):
             assert 0 < pending.queue_deadline_ns <= now
+            assert not pending.sent_ns, "it had left the queue in time"
         else:
             assert isinstance(error, WorkerLost)
             current = self.models[client.model].handle

@@ -259,6 +259,21 @@ class TestMemory:
             # The one just abandoned may still be there: its phase changes after.
             assert stored(window) <= 2 * len(waiting) + SLACK + 1
 
+    def test_who_left_in_the_sweep_is_not_taken(self) -> None:
+        window = BatchWindow(BatchPolicy(SLACK * 4, SLACK * 1000))
+        stays = make_pending()
+        window.add(stays)
+        for _ in range(SLACK + 2):  # the last one makes the dead too many
+            pending = make_pending()
+            window.add(pending)
+            window.abandoned(pending)
+            pending.phase = Phase.DONE
+        assert stored(window) < SLACK
+        batch = window.take(0, 0)
+        assert batch is not None
+        assert batch.requests == [stays]
+        assert len(window) == 0
+
     def test_a_client_that_comes_and_goes_leaves_nothing_behind(self) -> None:
         window = BatchWindow(BatchPolicy(4, 1000))
         window.add(make_pending())

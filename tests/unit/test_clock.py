@@ -8,10 +8,15 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.clock import PredictionIds, now_ns, uuid7
+from gateway.clock import PredictionIds, now_ns, suffixes, time_part
 
 milliseconds = st.integers(0, 2**48 - 1)
 randoms = st.binary(min_size=10, max_size=10)
+
+
+def uuid7(unix_ms: int, random: bytes) -> str:
+    """Return the id of a millisecond and ten random bytes."""
+    return (time_part(unix_ms) + suffixes(random)).decode("ascii")
 
 
 @given(milliseconds, randoms)
@@ -26,7 +31,7 @@ def test_the_layout_is_that_of_rfc_9562(unix_ms: int, random: bytes) -> None:
 
 @given(milliseconds, randoms, randoms)
 def test_all_74_random_bits_are_used(unix_ms: int, one: bytes, two: bytes) -> None:
-    mask = bytes([0x0F, 0xFF, 0x3F]) + bytes([0xFF]) * 7
+    mask = bytes([0xFF]) * 9 + bytes([0x30])
     used = [bytes(a & b for a, b in zip(r, mask, strict=True)) for r in (one, two)]
     assert (uuid7(unix_ms, one) == uuid7(unix_ms, two)) == (used[0] == used[1])
 
@@ -39,8 +44,13 @@ def test_later_milliseconds_sort_later(
         assert uuid7(first, one) < uuid7(second, two)
 
 
+@given(st.lists(randoms, max_size=5))
+def test_many_at_a_time_are_those_one_at_a_time(blocks: list[bytes]) -> None:
+    assert suffixes(b"".join(blocks)) == b"".join(map(suffixes, blocks))
+
+
 def test_the_example_of_the_rfc() -> None:
-    random = bytes([0x0C, 0xC3, 0x18, 0xC4, 0xDC, 0x0C, 0x0C, 0x07, 0x39, 0x8F])
+    random = bytes.fromhex("CC3 8C4 DC0C0C07398F 1 0".replace(" ", ""))
     minted = uuid7(0x017F22E279B0, random)
     assert minted == "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"
 
@@ -48,9 +58,11 @@ def test_the_example_of_the_rfc() -> None:
 def test_minted_ids_are_distinct_and_of_now() -> None:
     ids = PredictionIds()
     before = time.time_ns() // 1_000_000
-    minted = [ids.mint() for _ in range(2000)]  # several blocks of random bytes
+    # Several blocks of random bytes.
+    minted = [ids.mint().decode("ascii") for _ in range(2000)]
     after = time.time_ns() // 1_000_000
     assert len(set(minted)) == len(minted)
+    assert [str(uuid.UUID(text)) for text in minted] == minted
     stamps = [uuid.UUID(text).int >> 80 for text in minted]
     assert before <= stamps[0]
     assert stamps == sorted(stamps)

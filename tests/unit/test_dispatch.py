@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -75,19 +76,18 @@ class Bench:
         client = Client()
         raw = b"".join((self.next_value + n).to_bytes(8, "little") for n in range(rows))
         self.next_value += rows
-        client.pending = make_pending(
+        pending = make_pending(
+            client,
             rows=rows,
             inputs=[(0, (rows,), raw)],
             nbytes=len(raw),
             admitted_ns=self.loop.now,
-            on_result=client.on_result,
-            on_error=client.on_error,
             **changes,
         )
         model = f"m{entry.handle}"
         self.admission.acquire(model, len(raw), 1000)
         queue = self.dispatcher.queue_for(model, entry)
-        self.dispatcher.submit(client.pending, queue)
+        self.dispatcher.submit(pending, queue)
         return client
 
     def cancel(self, client: Client) -> None:
@@ -267,14 +267,18 @@ class TestStreams:
         for client in clients:
             assert client.pending is not None
 
+            told = client.on_error
+
             def on_error(
-                pending: Pending, error: GatewayError, client: Client = client
+                pending: Pending,
+                error: GatewayError,
+                told: Callable[[Pending, GatewayError], None] = told,
             ) -> None:
-                client.on_error(pending, error)
+                told(pending, error)
                 for other in clients:
                     bench.cancel(other)
 
-            client.pending.on_error = on_error
+            client.on_error = on_error
 
     def test_requests_with_one_deadline_end_once(self) -> None:
         bench = Bench()
@@ -415,6 +419,30 @@ class TestTime:
         short = bench.submit(deadline_ns=now + 10 * MS)
         bench.loop.advance(now + 16 * MS)
         assert (long.outcomes, short.outcomes) == (0, 1)
+
+
+class TestMany:
+    """Enough requests that leave for a window to sweep them out."""
+
+    @pytest.mark.parametrize("ending", ["cancel", "deadline"])
+    def test_each_of_many_who_leave_has_one_outcome(self, ending: str) -> None:
+        bench = Bench(max_rows=512)
+        deadline = bench.loop.now + 10 * MS
+        stays = bench.submit()
+        leave = [bench.submit(deadline_ns=deadline) for _ in range(200)]
+        if ending == "cancel":
+            for client in leave:
+                bench.cancel(client)
+        else:
+            bench.loop.advance(deadline + 6 * MS)
+        port = bench.port()
+        while port.sent:
+            bench.succeed(port)
+        assert stays.results == [[0]]
+        outcomes = 0 if ending == "cancel" else 1
+        assert {(c.outcomes, len(c.results)) for c in leave} == {(outcomes, 0)}
+        assert bench.admission.by_model() == {}
+        assert bench.admission.inflight_bytes == 0
 
 
 class TestLoads:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featurizer.datatypes import DATATYPES
 from featurizer.encode import encode_array
-from gateway.serving.rows import rows_of_request
+from gateway.serving.rows import BatchRows
 from workers import wire
 from workers.execute import RunError, execute
 from workers.spec import LoadReport, ModelSpec, TensorSpec
@@ -88,13 +88,17 @@ def travelled(result: Result) -> Result:
 
 def per_request(spec: ModelSpec, result: Result, rows: list[int]) -> list[bytes]:
     """Return the first output's bytes of each request of a batch."""
-    received, start, out = travelled(result), 0, []
+    batch, start, out = BatchRows(spec, travelled(result).tensors, sum(rows)), 0, []
+    dims = spec.outputs[0].dims
+    assert batch.shapes == (dims if batch.plain else (sum(rows), *dims),)
+    assert (batch.plain is None) == (spec.outputs[0].datatype == "BYTES")
     for count in rows:
-        (tensor,) = rows_of_request(
-            spec, received.tensors, start, start + count, sum(rows)
-        )
-        assert tensor.dims == (count, *spec.outputs[0].dims)
+        (tensor,) = batch.cut(start, start + count)
+        assert tensor.dims == (count, *dims)
         out.append(bytes(tensor.data))
+        if batch.plain is not None:
+            ((data, size),) = batch.plain
+            assert data[start * size : (start + count) * size] == tensor.data
         start += count
     return out
 
@@ -191,7 +195,7 @@ class TestUnbatched:
         spec = spec_of(datatype, shape, limit=0)
         run = Run(1, 1, 1, 0, [WireTensor(0, shape, (raw,))])
         (result,) = execute(FakeVersion(spec, identity), [run])
-        (tensor,) = rows_of_request(spec, travelled(result).tensors, 0, 1, 1)
+        (tensor,) = BatchRows(spec, travelled(result).tensors, 1).cut(0, 1)
         assert (tensor.dims, bytes(tensor.data)) == (shape, raw)
 
     def test_strings_of_the_model_are_sent_as_utf8(self) -> None:

@@ -52,15 +52,10 @@ class Rig:
     def submit(self, value: int) -> Answered:
         client = Answered()
         raw = value.to_bytes(8, "little")
-        client.pending = make_pending(
-            inputs=[(0, (1,), raw)],
-            admitted_ns=now_ns(),
-            on_result=client.on_result,
-            on_error=client.on_error,
-        )
+        pending = make_pending(client, inputs=[(0, (1,), raw)], admitted_ns=now_ns())
         self.dispatcher._admission.acquire("m", 8, 100)
         queue = self.dispatcher.queue_for("m", self.entry)
-        self.dispatcher.submit(client.pending, queue)
+        self.dispatcher.submit(pending, queue)
         return client
 
     async def read(self) -> Frame:

@@ -57,7 +57,7 @@ def happen(statistics: VersionStatistics, event: tuple[str, Any, Any]) -> None:
     elif kind == "ok":
         pending = make_pending(rows=first, admitted_ns=1000)
         pending.sent_ns = 1000 + second
-        statistics.succeeded(pending, timing, 1000 + second + 15)
+        statistics.answered([pending], timing, 1000 + second + 15)
     else:
         pending = make_pending(admitted_ns=1000)
         statistics.failed(pending, first, 1000 + second)
@@ -149,6 +149,31 @@ class TestVersionStatistics:
         assert got["queue_delay_ns"] == got["queue"][1]
         assert sum(got["batch_rows"]) == sum(got["batches"].values())
         assert got["executions"] == sum(run[0] for run in got["runs"].values())
+
+    @given(
+        st.lists(st.tuples(st.integers(1, 64), st.integers(0, 10**11)), max_size=8),
+        st.integers(0, 10**9),
+    )
+    def test_a_batch_counts_as_its_requests_one_by_one(
+        self, drawn: list[tuple[int, int]], spent: int
+    ) -> None:
+        timing = Timing(3, 5, 7)
+        sent_ns = 10**12
+        requests = []
+        for rows, waited in drawn:
+            pending = make_pending(rows=rows, admitted_ns=sent_ns - waited)
+            pending.sent_ns = sent_ns
+            requests.append(pending)
+        together, one_by_one = VersionStatistics(), VersionStatistics()
+        together.answered(requests, timing, sent_ns + spent)
+        for pending in requests:
+            one_by_one.answered([pending], timing, sent_ns + spent)
+        assert travelled(together) == travelled(one_by_one)
+        count, waited = len(drawn), sum(waited for _, waited in drawn)
+        assert together.rows == sum(rows for rows, _ in drawn)
+        assert together.success == [count, waited + count * spent]
+        assert together.queue == [count, waited]
+        assert together.compute_infer == [count, 5 * count]
 
     @given(st.lists(st.integers(0, 5000), max_size=20))
     def test_a_value_counts_in_the_first_bucket_it_fits(
