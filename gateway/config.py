@@ -28,8 +28,10 @@ _SECTION = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True
 
 
 class TlsConfig(BaseModel):
-    """Encryption of the data plane. Files are read again when they change, for new
-    connections; what cannot be read leaves the last good ones in use.
+    """Encryption of the data plane.
+
+    Files are read again when they change, for new connections; what cannot be read
+    leaves the last good ones in use.
     """
 
     model_config = _SECTION

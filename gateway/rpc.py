@@ -13,7 +13,7 @@ from typing import Protocol
 
 from gateway.errors import GatewayError
 
-Buffer = bytes | memoryview
+Buffer = bytes | bytearray | memoryview
 """A piece of a message."""
 Metadata = Sequence[tuple[str, str | bytes]]
 """Keys in lower case; values of keys that end in ``-bin`` are bytes, others ASCII."""

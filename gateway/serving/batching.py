@@ -107,7 +107,8 @@ class BatchWindow:
     def add(self, pending: Pending) -> None:
         """Let a request wait at the end of its level."""
         self._levels[pending.level].append(pending)
-        if pending.expires_ns < self.earliest_ns:
+        # A call of `min` for every request costs four times as much.
+        if pending.expires_ns < self.earliest_ns:  # noqa: PLR1730
             self.earliest_ns = pending.expires_ns
         self._live += 1
         self._rows += pending.rows

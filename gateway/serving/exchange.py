@@ -42,7 +42,8 @@ class Exchange(Pending):
         self.service.cancel(self)
 
     def let_go(self) -> None:
-        """Free its tensors now: calls and callbacks refer to each other until the
-        garbage collector comes by.
+        """Free its tensors now.
+
+        Calls and callbacks refer to each other until the garbage collector comes by.
         """
         self.inputs = _NOTHING

@@ -218,9 +218,14 @@ class InferService:
         except GatewayError as error:
             queue.statistics.outcomes[error.label] += 1
             raise
-        level = _level(entry, parameters)
-        timeout_ns = _queue_timeout_ns(entry, parameters)
-        plan = Plan(request, queue, checked, outputs, level, timeout_ns)
+        plan = Plan(
+            request,
+            queue,
+            checked,
+            outputs=outputs,
+            level=_level(entry, parameters),
+            queue_timeout_ns=_queue_timeout_ns(entry, parameters),
+        )
         if plan.sizes is not None and key is not None and len(key) <= _MAX_PLAN_BYTES:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()

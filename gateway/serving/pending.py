@@ -66,7 +66,7 @@ class Pending:
     sent_ns = 0
     attempts = 0
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made for every request: keywords cost time
         self,
         rows: int,
         inputs: list[tuple[int, tuple[int, ...], Buffer]],

@@ -43,7 +43,10 @@ _UNSAFE = frozenset({"BYTES", "BOOL"})
 """Datatypes whose bytes are checked one by one, in every request."""
 
 
-def scan(message: bytes) -> tuple[bytes, bytes, list[Buffer]] | None:
+# Cut in parts it would cost a call for each, with every request.
+def scan(  # noqa: C901, PLR0911, PLR0912
+    message: bytes,
+) -> tuple[bytes, bytes, list[Buffer]] | None:
     """Take a request apart.
 
     Returns:
@@ -231,6 +234,7 @@ class Plan:
         request: ModelInferRequest,
         queue: VersionQueue,
         checked: CheckedInputs,
+        *,
         outputs: tuple[int, ...] | None,
         level: int,
         queue_timeout_ns: int,

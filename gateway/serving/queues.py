@@ -80,23 +80,22 @@ class VersionQueue:
                 del self._windows[pending.shape_key]
 
     def expired(self, now_ns: int) -> list[Pending]:
-        """Return what waits and has expired; a retry has left the queue in time once,
-        so only its deadline counts."""
+        """Return what waits and has expired."""
         found = [
             pending
             for batch in self._retries
             for pending in batch.requests
-            if pending.phase is Phase.REQUEUED and pending.deadline_ns <= now_ns
+            if pending.phase is Phase.REQUEUED and pending.expires_ns <= now_ns
         ]
         for window in self._windows.values():
             found += window.expired(now_ns)
         return found
 
     def earliest_ns(self) -> int:
-        """Return an instant before which nothing that waits expires; 0: nothing does."""
+        """Return a bound below which nothing that waits expires; 0: nothing does."""
         found = [window.earliest_ns for window in self._windows.values()]
         found += [
-            pending.deadline_ns
+            pending.expires_ns
             for batch in self._retries
             for pending in batch.requests
             if pending.phase is Phase.REQUEUED

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import Code, DeadlineExceeded, GatewayError
 from gateway.rpc import Buffer, Metadata, StreamHandler
-from gateway.transport.frames import HeaderBlock
 from gateway.transport.heads import Head
 from gateway.transport.messages import BadMessage, MessageReader
 from gateway.transport.status import (
@@ -38,8 +37,6 @@ def message_prefix(size: int) -> bytes:
 
 
 _PREFIXES = [message_prefix(size) for size in range(_SMALL)]
-_MAX_IGNORED_BYTES = 1 << 16
-"""Of a body that does not speak gRPC; whoever sends more is answered at once."""
 
 
 class Cardinality(GatewayError):
@@ -387,44 +384,3 @@ class StreamingCall(Call):
         """Tell client and handler that the deadline has passed."""
         self._finish(DeadlineExceeded(EXPIRED))
         self._handler.on_cancel()
-
-
-class RefusedCall(Call):
-    """A call that is answered without its body.
-
-    Who does not speak gRPC gets the answer once the request is over, as from any HTTP
-    server: some HTTP clients read no answer before they have sent everything.
-    """
-
-    over = True
-    _ignored = 0
-    _due: HeaderBlock | None = None
-
-    def refuse(self, block: HeaderBlock) -> None:
-        """Send the answer, or keep it until the request is over."""
-        if self.head.body:
-            self._due = block
-        else:
-            self._answer(block)
-
-    def _answer(self, block: HeaderBlock) -> None:
-        self._due = None
-        http2 = self.owner.http2
-        body = self.head.body
-        http2.send_headers(self, block, end=not body)
-        if body:
-            http2.send_data(self, (body,), len(body))
-            http2.finish(self, None)
-
-    def on_data(self, data: bytes, ended: bool) -> None:
-        """Nobody reads it; too much of it is not waited for."""
-        self.owner.give_back(self, len(data))
-        self._ignored += len(data)
-        if self._due is not None and (ended or self._ignored > _MAX_IGNORED_BYTES):
-            self._answer(self._due)
-
-    def on_reset(self) -> None:
-        """It is over anyway."""
-
-    def expire(self) -> None:
-        """It has no deadline."""

@@ -25,6 +25,7 @@ from gateway.transport.sending import EMPTY_TABLE, Sender
 from gateway.transport.streams import (
     Application,
     Limits,
+    Stream,
     TransportStatistics,
     Violation,
 )

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from gateway.deadlines import DeadlineWheel
 from gateway.errors import Code, GatewayError
 from gateway.rpc import Methods
-from gateway.transport.calls import Call, RefusedCall, StreamingCall, UnaryCall
+from gateway.transport.calls import Call, StreamingCall, UnaryCall
 from gateway.transport.frames import ErrorCode
 from gateway.transport.heads import Head, HeadReader
 from gateway.transport.http2 import Connection
+from gateway.transport.refusal import RefusedCall
 from gateway.transport.streams import Limits, Stream, TransportStatistics
 
 _MAX_PING_STRIKES = 2
@@ -94,7 +95,9 @@ class GrpcConnection:
         self._pinged_ns = 0
         self._progress = -1
         self._strikes = 0
-        self.http2 = Connection(self, server.limits, server.statistics, wake)
+        self.http2: Connection = Connection(
+            self, server.limits, server.statistics, wake
+        )
         self.read_head = server.heads.read
         self.give_back: Callable[[Stream, int], None] = self.http2.give_back
 

@@ -12,7 +12,8 @@ from typing import Any
 from gateway.errors import Code, DeadlineExceeded, GatewayError, TooLarge, Unsupported
 from gateway.rpc import Methods
 from gateway.transport.frames import HeaderBlock
-from gateway.transport.hpack import Header, encode_literal
+from gateway.transport.hpack import encode_literal
+from gateway.transport.hpack_tables import Header
 from gateway.transport.messages import check_encoding
 from gateway.transport.status import EXPIRED, decode_binary, trailers
 from gateway.transport.streams import Malformed

@@ -4,9 +4,9 @@ RFC 9113 as a state machine without I/O, loop or clock. `Connection.receive` tak
 whatever arrived and tells streams what happened; responses append to `out`, which the
 owner writes when it likes (`wake` tells it that there is something).
 
-Three classes, each knowing only those before it: `Sender` (windows and what waits for
-them), `Control` (frames about the connection, and what they cost), `Connection`
-(frames in: requests and their bodies).
+Four classes, each knowing only those before it: `Sender` (windows and what waits for
+them), `Control` (frames about the connection, and what they cost), `Receiver` (bodies
+and their windows), `Connection` (frames in, and the requests they begin).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.transport import frames
-from gateway.transport.control import Control, unpad
+from gateway.transport.control import unpad
 from gateway.transport.frames import (
     ACK,
     CONTINUATION,
@@ -25,18 +25,18 @@ from gateway.transport.frames import (
     END_STREAM,
     HEADERS,
     MAX_STREAM_ID,
-    MIN_FRAME_BYTES,
     PADDED,
     PRIORITISED,
     ErrorCode,
     Setting,
 )
-from gateway.transport.hpack import Decoder, Header, HpackError
+from gateway.transport.hpack import Decoder, HpackError
+from gateway.transport.hpack_tables import Header
+from gateway.transport.receiving import Receiver
 from gateway.transport.streams import (
     Application,
     Limits,
     Malformed,
-    Stream,
     TransportStatistics,
     Violation,
 )
@@ -49,7 +49,7 @@ _HTTP1 = (
 )
 
 
-class Connection(Control):
+class Connection(Receiver):
     """One connection. Its owner calls `receive`, writes `out`, and calls `lost`.
 
     Args:
@@ -72,10 +72,6 @@ class Connection(Control):
         self._need = 0
         self._preface_due = True
         self._expect: int | None = frames.SETTINGS
-        self._data_left = 0
-        self._data_id = 0
-        self._data_ended = False
-        self._window = limits.connection_window_bytes
         self._decoder = Decoder(max_list_bytes=limits.max_header_bytes)
         self._heads: dict[bytes, Any] = {}
         self._heads_at = 0
@@ -114,7 +110,24 @@ class Connection(Control):
         if self.failed:
             return
         try:
-            self._receive(data)
+            position = 0
+            if self._data_left:
+                position = self._more_data(data)
+            elif self._chunks:
+                self._chunks.append(data)
+                self._have += len(data)
+                if self._have < self._need:
+                    return  # joined once, however small the pieces it comes in
+                data = b"".join(self._chunks)
+                self._chunks.clear()
+            if self._preface_due:
+                if not self._take_preface(data):
+                    return
+                position = len(frames.PREFACE)
+            self._receive(data, position)
+            half = self.limits.connection_window_bytes >> 1
+            if self._window <= half and not self.failed:
+                self._reopen_window()
         except Violation as violation:
             if violation.limit:
                 self.statistics.enforced(violation.limit)
@@ -122,32 +135,12 @@ class Connection(Control):
         except HpackError as error:
             self.end(ErrorCode.COMPRESSION_ERROR, str(error))
 
-    def give_back(self, stream: Stream, nbytes: int) -> None:
-        """Let the peer send as many more bytes on a stream."""
-        stream.consumed += nbytes
-        if stream.consumed >= self.limits.stream_window_bytes >> 1:
-            if not stream.remote_closed and stream.id in self.streams:
-                self.write(frames.window_update(stream.id, stream.consumed))
-            stream.unread -= stream.consumed
-            stream.consumed = 0
-
     # -- frames in ----------------------------------------------------------------
 
-    def _receive(self, data: bytes) -> None:
-        position = 0
-        if self._data_left:
-            position = self._more_data(data)
-        elif self._chunks:
-            self._chunks.append(data)
-            self._have += len(data)
-            if self._have < self._need:
-                return  # joined once, however small the pieces it comes in
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-        if self._preface_due:
-            if not self._take_preface(data):
-                return
-            position = len(frames.PREFACE)
+    # The hot loop: a call for every frame costs more than the rest.
+    def _receive(  # noqa: PLR0912, PLR0915
+        self, data: bytes, position: int
+    ) -> None:
         self.first_id = self.last_id + 1
         end = len(data)
         streams = self.streams
@@ -215,8 +208,6 @@ class Connection(Control):
         if position < end:
             self._chunks.append(data[position:])
             self._have = end - position
-        if self._window <= self.limits.connection_window_bytes >> 1:
-            self._reopen_window()
 
     def _take_preface(self, data: bytes) -> bool:
         """Return whether the client's preface is there; refuse what is none."""
@@ -250,84 +241,6 @@ class Connection(Control):
         elif stream_id & MAX_STREAM_ID != self._block_id:
             text = "CONTINUATION of another stream"
             raise Violation(ErrorCode.PROTOCOL_ERROR, text)
-
-    def _reopen_window(self) -> None:
-        """Let the peer send on; what waits in memory is bounded by the application."""
-        whole = self.limits.connection_window_bytes
-        self.write(frames.window_update(0, whole - self._window))
-        self._window = whole
-
-    def _overrun(self, stream: Stream) -> None:
-        whose = "the connection" if self._window < 0 else f"stream {stream.id}"
-        text = f"more data than the window of {whose}"
-        raise Violation(ErrorCode.FLOW_CONTROL_ERROR, text)
-
-    # -- DATA ---------------------------------------------------------------------
-
-    def _begin_data(
-        self, data: bytes, start: int, length: int, kind: int, flags: int, raw_id: int
-    ) -> int:
-        """Take what is there of a large DATA frame; return where the rest begins."""
-        end = len(data)
-        if kind != DATA or flags & PADDED or length <= MIN_FRAME_BYTES or start >= end:
-            return start - frames.HEADER_BYTES
-        self._data_id = raw_id & MAX_STREAM_ID
-        self._data_ended = bool(flags & END_STREAM)
-        self._data_left = length - (end - start)
-        self._some_data(self._data_id, data[start:], end - start, ended=False)
-        return end
-
-    def _more_data(self, data: bytes) -> int:
-        """Go on with a DATA frame; return where it ends."""
-        size = min(self._data_left, len(data))
-        self._data_left -= size
-        piece = data if size == len(data) else data[:size]
-        ended = self._data_ended and not self._data_left
-        self._some_data(self._data_id, piece, size, ended=ended)
-        return size
-
-    def _odd_data(self, flags: int, stream_id: int, payload: bytes) -> None:
-        size = len(payload)
-        if flags & PADDED:
-            payload = unpad(payload)
-        if not payload and not flags & END_STREAM:
-            self.spend("empty_data")
-        ended = bool(flags & END_STREAM)
-        self._some_data(stream_id, payload, size, ended=ended)
-
-    def _some_data(
-        self, stream_id: int, payload: bytes, size: int, *, ended: bool
-    ) -> None:
-        """Deliver bytes of a body; `size` counts against the windows."""
-        self._window -= size
-        if self._window < 0:
-            text = "more data than the window of the connection"
-            raise Violation(ErrorCode.FLOW_CONTROL_ERROR, text)
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._check_not_idle(stream_id, "DATA")
-            if self.forgotten(stream_id):
-                self.spend("closed_stream")
-            else:
-                self.stream_error(stream_id, ErrorCode.STREAM_CLOSED)
-            return
-        if stream.remote_closed:
-            self.stream_error(stream_id, ErrorCode.STREAM_CLOSED)
-            return
-        stream.unread += size
-        if stream.unread > self.limits.stream_window_bytes:
-            self.stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
-            return
-        if stream.expected is not None:
-            stream.expected -= len(payload)
-            if stream.expected < 0 or (ended and stream.expected):
-                self.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
-                return
-        if ended:
-            stream.careful = stream.remote_closed = True
-        if size > len(payload):
-            self.give_back(stream, size - len(payload))  # padding
-        stream.on_data(payload, ended)
 
     # -- HEADERS ------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class Listener:
             OSError: The path cannot be bound.
         """
         with suppress(FileNotFoundError):
-            path.unlink()
+            path.unlink()  # noqa: ASYNC240 - one call, before anything is served
         create = self._loop.create_unix_server
         self._servers.append(await create(self._connect, str(path), backlog=_BACKLOG))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from gateway.rpc import Buffer
 from gateway.transport import frames
 from gateway.transport.frames import (
     DEFAULT_WINDOW,
@@ -12,7 +13,6 @@ from gateway.transport.frames import (
     ErrorCode,
     HeaderBlock,
 )
-from gateway.rpc import Buffer
 from gateway.transport.streams import Stream
 
 EMPTY_TABLE = b"\x20"
@@ -76,7 +76,7 @@ class Sender:
         self,
         stream: Stream,
         head: HeaderBlock,
-        parts: Sequence[bytes],
+        parts: Sequence[Buffer],
         size: int,
         tail: HeaderBlock,
     ) -> None:
@@ -138,9 +138,7 @@ class Sender:
         if end:
             self._close(stream)
 
-    def send_data(
-        self, stream: Stream, parts: Sequence[Buffer], size: int
-    ) -> None:
+    def send_data(self, stream: Stream, parts: Sequence[Buffer], size: int) -> None:
         """Send body bytes, now as far as the windows allow, the rest later.
 
         Args:

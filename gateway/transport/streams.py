@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.transport.frames import ErrorCode, HeaderBlock
-from gateway.transport.hpack import Header
+from gateway.transport.hpack_tables import Header
 
 
 @dataclass(frozen=True, slots=True)
