@@ -17,7 +17,9 @@ from hpack import Decoder, Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.rpc import Methods, StreamCall
 from gateway.transport.frames import HeaderBlock
+from gateway.transport.grpc import GrpcConnection, GrpcServer
 from gateway.transport.hpack import Header, encode_literal
 from gateway.transport.http2 import Connection
 from gateway.transport.streams import (
@@ -133,6 +135,9 @@ class Session:
     def read_head(self, headers: list[Header] | None) -> Any:
         if headers is not None and b":path" not in dict(headers):
             raise Malformed("no path")
+        for name, value in headers or ():
+            if name == b"content-length" and not value.isdigit():
+                raise Malformed("no length")
         return None if headers is None else tuple(headers)
 
     def open(self, stream_id: int, head: Any, ended: bool) -> Stream:
@@ -999,14 +1004,17 @@ def test_large_header_blocks_are_continued() -> None:
 # -- fuzz -----------------------------------------------------------------------------
 
 
-def session_bytes(order: random.Random) -> list[bytes]:
+def session_bytes(order: random.Random, *, huffman: bool = True) -> list[bytes]:
     """Return frames as a busy client sends them."""
     encoder = Encoder()
     sent = [PREFACE, peer.settings((INITIAL_WINDOW, order.choice((0, 10, 1 << 20))))]
     for number in range(1, 2 * order.randint(2, 6), 2):
         fields = peer.grpc_fields(more=[("grpc-timeout", f"{number}m")])
-        sent.append(peer.headers(number, encoder.encode(fields)))
-        bodies = [order.randbytes(order.randint(0, 60)) for _ in range(3)]
+        sent.append(peer.headers(number, encoder.encode(fields, huffman)))
+        bodies = [
+            peer.message(order.randbytes(order.randint(0, 60)))[: order.randint(0, 70)]
+            for _ in range(3)
+        ]
         sent += [peer.data(number, body) for body in bodies[: order.randint(0, 3)]]
         sent.append(
             order.choice(
@@ -1081,3 +1089,59 @@ def test_no_bytes_whatever_raise_or_pile_up(seed: int) -> None:
         assert all(s.resets <= 1 for s in session.opened)
         assert not session.connection.streams
     assert failures > FUZZED // 50, "the mutations are too tame"
+
+
+class Echo:
+    """A streaming handler that answers each message with itself."""
+
+    def __init__(self, stream: StreamCall) -> None:
+        self._stream = stream
+
+    def on_message(self, message: bytes) -> None:
+        self._stream.send(message)
+
+    def on_half_close(self) -> None:
+        self._stream.finish()
+
+    def on_cancel(self) -> None:
+        pass
+
+    def on_sent(self, queued: int, queued_bytes: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nor_do_they_with_grpc_on_top(seed: int) -> None:
+    """What is held for unfinished messages comes back to nothing."""
+    order = random.Random(seed)
+    methods = Methods(
+        unary={"/test.S/Echo": lambda call, body: call.reply(body)},
+        streams={"/test.S/Call": Echo},
+    )
+    clock = iter(range(1 << 60, 1 << 62, 1_000_000))
+    server = GrpcServer(
+        methods,
+        Limits(max_streams=8, max_idle_frames=64),
+        max_message_bytes=1000,
+        max_connection_bytes=2000,
+        max_buffered_bytes=2000,
+        min_ping_interval_ns=1,
+        now_ns=lambda: next(clock),
+        soon=lambda function: function(),
+        deadline_added=lambda _: None,
+    )
+    for _ in range(FUZZED // 20):
+        path = order.choice(("/test.S/Echo", "/test.S/Call"))
+        sent = [
+            piece.replace(b"/test.S/Echo", path.encode())
+            for piece in session_bytes(order, huffman=False)
+        ]
+        connection = GrpcConnection(server, lambda: None)
+        connection.http2.receive(mutated(sent, order))
+        connection.report()
+        server.expire()
+        assert 0 <= server.statistics.buffered_bytes <= 2000
+        connection.http2.lost()
+        assert server.statistics.buffered_bytes == 0
+        assert len(server.deadlines) == 0
+    assert server.statistics.calls > FUZZED // 20
