@@ -180,10 +180,15 @@ class Control(Sender):
             text = f"SETTINGS of {len(payload)} bytes"
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, text)
         self.spend("settings")
+        window = self.initial_window
         for key, value in struct.iter_unpack(">HI", payload):
+            self.spend("settings")
             self._set(key, value)
         self.write(frames.frame(frames.SETTINGS, ACK, 0))
-        self.send_blocked()
+        if self.initial_window > window:
+            for stream in [s for s in self.streams.values() if s.queue]:
+                self.spend("settings")
+                self.send_queued(stream)
 
     def _set(self, key: int, value: int) -> None:
         """Obey one setting of the peer; unknown ones are ignored (6.5.2)."""

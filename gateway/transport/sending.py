@@ -41,7 +41,7 @@ class Sender:
     Attributes:
         streams: Open streams by number.
         out: Bytes to write, in order; the owner takes them with `take`.
-        blocked: Streams with something that waits for a window, in turn.
+        blocked: Streams that wait for the connection's window, in turn.
         send_window: Bytes of DATA the peer takes now, over all streams.
         initial_window: The part of a stream's window that SETTINGS decides.
         peer_frame: Largest frame payload the peer takes.
@@ -192,7 +192,10 @@ class Sender:
                 self.peer_frame,
             )
             if room <= 0:
-                self.blocked[stream.id] = stream
+                if self.send_window <= 0:
+                    self.blocked[stream.id] = stream
+                else:  # its own window will wake it
+                    self.blocked.pop(stream.id, None)
                 stream.on_progress()
                 return
             size = min(room, len(data))
@@ -218,7 +221,7 @@ class Sender:
             stream.on_progress()
 
     def send_blocked(self) -> None:
-        """Let every stream that waits have a turn; the windows have grown."""
+        """Let the streams that wait have a turn; the connection's window has grown."""
         for stream_id in tuple(self.blocked):
             if self.send_window <= 0:
                 return
