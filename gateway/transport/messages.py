@@ -14,6 +14,9 @@ PREFIX_BYTES = 5
 _GZIP_WBITS, _ZLIB_WBITS = 31, 15
 ENCODINGS = {b"identity": 0, b"gzip": _GZIP_WBITS, b"deflate": _ZLIB_WBITS}
 """Message encodings we decode, with zlib's word for each (RFC 1952, RFC 1950)."""
+_SMALL_BYTES = 1024
+"""Pieces below this size are gathered: as objects of their own, pieces of two bytes
+would cost 28 times what they hold."""
 
 
 class BadMessage(GatewayError):
@@ -39,7 +42,7 @@ class MessageReader:
     def __init__(self, encoding: bytes, max_bytes: int) -> None:
         self._encoding = encoding
         self._max_bytes = max_bytes
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self._need = PREFIX_BYTES
         self.held = 0
 
@@ -52,7 +55,13 @@ class MessageReader:
             Unsupported: A compressed message of an encoding we lack.
         """
         if self._chunks:
-            self._chunks.append(data)
+            last = self._chunks[-1]
+            if len(data) >= _SMALL_BYTES:
+                self._chunks.append(data)
+            elif isinstance(last, bytearray):
+                last += data
+            else:
+                self._chunks.append(bytearray(data))
             self.held += len(data)
             if self.held < self._need:
                 return
