@@ -7,10 +7,10 @@ callback, so the usual way through here makes no task and no future.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from gateway.errors import Code, DeadlineExceeded, GatewayError
+from gateway.errors import Code, DeadlineExceeded, GatewayError, TooLarge
 from gateway.rpc import Buffer, Metadata, StreamHandler
 from gateway.transport.heads import Head
 from gateway.transport.messages import BadMessage, MessageReader
@@ -37,6 +37,8 @@ def message_prefix(size: int) -> bytes:
 
 
 _PREFIXES = [message_prefix(size) for size in range(_SMALL)]
+_ENTRY_BYTES = 64
+"""What a message that waits costs beside its bytes, so that small ones count."""
 
 
 class Cardinality(GatewayError):
@@ -61,6 +63,7 @@ class Call(Stream):
 
     expires_ns = 0
     _held = 0
+    _waiting = 0
 
     def __init__(
         self, owner: GrpcConnection, stream_id: int, head: Head, deadline_ns: int
@@ -107,14 +110,19 @@ class Call(Stream):
         if reader is None:
             limit = self.owner.server.max_message_bytes
             reader = self._reader = MessageReader(self.head.encoding, limit)
-        messages = list(reader.feed(data))
+        try:
+            messages = list(reader.feed(data))
+        except TooLarge:
+            self.owner.server.statistics.enforced("message_bytes")
+            raise
         if ended and reader.held:
             raise BadMessage("the body ends inside a message")
-        self._hold(reader.held)
+        self._hold()
         return messages
 
-    def _hold(self, held: int) -> None:
+    def _hold(self) -> None:
         """Account for the bytes this call keeps in memory while it is incomplete."""
+        held = self._waiting + (self._reader.held if self._reader is not None else 0)
         more = held - self._held
         self._held = held
         if more:
@@ -165,16 +173,18 @@ class UnaryCall(Call):
             if len(messages) > 1 or (ended and not messages):
                 count = len(messages) or "no"
                 raise Cardinality(f"a unary call takes one message, got {count}")
+            if messages:
+                self._message = messages[0]
+                self._waiting = len(messages[0]) + _ENTRY_BYTES
+                self._hold()
         except GatewayError as error:
             self.fail(error)
             return
-        if messages:
-            self._message = messages[0]
-            self._hold(self._held + len(messages[0]) if not ended else 0)
         if ended:
-            message, self._message = messages[0], None
-            self._reader = None
-            self._run(message)
+            self._message = self._reader = None
+            self._waiting = 0
+            self._hold()
+            self._run(messages[0])
 
     def _run(self, message: bytes) -> None:
         handler = self.head.unary
@@ -279,10 +289,7 @@ class StreamingCall(Call):
             return
         self._ended = ended
         if self._paused or self._inbox:
-            if self._inbox is None:
-                self._inbox = deque()
-            self._inbox.extend(messages)
-            self._count_inbox()
+            self._keep(messages)
             return
         self.owner.give_back(self, len(data))
         self._deliver(deque(messages))
@@ -292,22 +299,29 @@ class StreamingCall(Call):
         try:
             while messages and not self.over:
                 if self._paused:
-                    self._inbox = messages
-                    self._count_inbox()
+                    if self._waiting:  # they were kept before
+                        self._inbox = messages
+                    else:
+                        self._keep(messages)
                     return
-                handler.on_message(messages.popleft())
+                message = messages.popleft()
+                if self._waiting:
+                    self._waiting -= len(message) + _ENTRY_BYTES
+                handler.on_message(message)
             if self._ended and not self.over:
                 handler.on_half_close()
         except Exception:  # the edge, as above
             self._finish(incident(self.head.path))
             handler.on_cancel()
 
-    def _count_inbox(self) -> None:
-        """Account for what waits for the handler; bounded by the stream's window."""
-        waiting = sum(len(message) for message in self._inbox or ())
-        held = self._reader.held if self._reader is not None else 0
+    def _keep(self, messages: Iterable[bytes]) -> None:
+        """Let messages wait for the handler; the stream's window bounds them too."""
+        if self._inbox is None:
+            self._inbox = deque()
+        self._inbox.extend(messages)
+        self._waiting += sum(len(message) + _ENTRY_BYTES for message in messages)
         try:
-            self._hold(held + waiting)
+            self._hold()
         except GatewayError as error:
             self.finish(error)
             self._handler.on_cancel()
@@ -329,8 +343,8 @@ class StreamingCall(Call):
         self.owner.give_back(self, self.unread - self.consumed)
         if inbox is not None:
             self._deliver(inbox)
-        if not self._inbox and not self.over:
-            self._hold(self._reader.held if self._reader is not None else 0)
+        if not self.over:
+            self._hold()
 
     def send(self, message: bytes) -> None:
         """Send a message in its turn; see `gateway.rpc.StreamCall`."""
