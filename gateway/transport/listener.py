@@ -343,6 +343,7 @@ class ServerConnection(asyncio.Protocol):
             return
         if self._retire_ns and now > self._retire_ns:
             self._retire_ns = 0
+            self._listener.server.statistics.enforced("connection_age")
             self._cut_ns = now + self._config.max_connection_age_grace_s * _NS
             self.drain()
         self._keep_alive(now)

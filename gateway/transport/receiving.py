@@ -87,7 +87,8 @@ class Receiver(Control):
         self._window -= size
         if self._window < 0:
             text = "more data than the window of the connection"
-            raise Violation(ErrorCode.FLOW_CONTROL_ERROR, text)
+            limit = "connection_window_bytes"
+            raise Violation(ErrorCode.FLOW_CONTROL_ERROR, text, limit)
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_not_idle(stream_id, "DATA")
@@ -101,6 +102,7 @@ class Receiver(Control):
             return
         stream.unread += size
         if stream.unread > self.limits.stream_window_bytes:
+            self.statistics.enforced("stream_window_bytes")
             self.stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
             return
         if stream.expected is not None:
@@ -122,6 +124,8 @@ class Receiver(Control):
 
     def _overrun(self, stream: Stream) -> None:
         """End the connection: the peer sent more than it may."""
-        whose = "the connection" if self._window < 0 else f"stream {stream.id}"
+        whole = self._window < 0
+        limit = "connection_window_bytes" if whole else "stream_window_bytes"
+        whose = "the connection" if whole else f"stream {stream.id}"
         text = f"more data than the window of {whose}"
-        raise Violation(ErrorCode.FLOW_CONTROL_ERROR, text)
+        raise Violation(ErrorCode.FLOW_CONTROL_ERROR, text, limit)
