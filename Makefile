@@ -30,7 +30,7 @@ conformance: tools  ## every suite of others, against the own transport
 	$(BIN)/python -m tests.conformance
 
 bench: setup  ## req/s per core and latency, beside a hand-written grpc.aio server
-	$(BIN)/python -m loadtest bench
+	$(BIN)/python -m loadtest compare --short
 
 lint: setup
 	$(BIN)/ruff check

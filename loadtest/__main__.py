@@ -52,40 +52,76 @@ def headers(*, json: Json = False) -> None:
 
 
 @app.command()
-def bench(
+def compare(
+    cases: Annotated[
+        list[str] | None, typer.Argument(help="Names of cases; none for all.")
+    ] = None,
     *,
     seconds: Annotated[
         float, typer.Option(min=0.5, help="Length of one measurement.")
     ] = 2,
-    runs: Annotated[int, typer.Option(min=1, help="Rounds over all servers.")] = 3,
-    full: Annotated[
-        bool, typer.Option("--full", help="Add M5 unary and M1 streams.")
-    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds over all servers.")] = 3,
     servers: Annotated[
-        str, typer.Option(help="Comma-separated names of the servers to measure.")
-    ] = "baton,naive-uvloop,naive-asyncio",
-    builtin: Annotated[
-        bool, typer.Option("--builtin", help="Use the Python load client.")
+        str, typer.Option(help="Comma-separated servers; none for all of a case.")
+    ] = "",
+    transport: Annotated[
+        str, typer.Option(help="Of Baton: own or grpcio; none for its default.")
+    ] = "",
+    short: Annotated[
+        bool, typer.Option("--short", help="Few cases, no peers to install.")
+    ] = False,
+    floors: Annotated[
+        bool, typer.Option("--floors", help="Short, and exit 1 below a floor.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure Baton against a hand-written server, core for core."""
-    from loadtest.bench import SERVERS, run
+    """Measure Baton beside other servers, core for core, and judge by its targets."""
+    from loadtest.compare.cases import chosen
+    from loadtest.compare.run import run
 
-    names = tuple(servers.split(","))
-    if unknown := set(names) - set(SERVERS):
-        raise typer.BadParameter(f"no such server: {', '.join(sorted(unknown))}")
-
+    try:
+        found = chosen(
+            tuple(cases or ()),
+            tuple(filter(None, servers.split(","))),
+            short=short or (floors and not cases),
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     raise typer.Exit(
         run(
+            found,
             seconds=seconds,
-            runs=runs,
-            full=full,
-            names=names,
-            builtin_client=builtin,
+            rounds=rounds,
+            transport=transport,
+            floors=floors,
             as_json=json,
         )
     )
+
+
+@app.command()
+def peers(
+    action: Annotated[str, typer.Argument(help="list or install.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Peers; none for all.")
+    ] = None,
+) -> None:
+    """List the peers of the comparison, or install them into ``.peers``."""
+    from loadtest.peers.catalogue import PEERS
+    from loadtest.peers.install import install_all
+
+    if unknown := set(names or ()) - set(PEERS):
+        listed = ", ".join(PEERS)
+        raise typer.BadParameter(f"no such peer: {min(unknown)} (of {listed})")
+    wanted = [PEERS[name] for name in names or PEERS]
+    if action == "list":
+        for each in wanted:
+            state = "installed" if each.installed else "not installed"
+            print(f"{each.name:<10} {each.version:<8} {state}")
+    elif action == "install":
+        raise typer.Exit(1 if install_all(wanted) else 0)
+    else:
+        raise typer.BadParameter("list or install")
 
 
 @app.command("run")
@@ -207,6 +243,42 @@ def client(
     except LoadFailed as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def stock(
+    job: Annotated[Path, typer.Argument(help="JSON file written by the comparison.")],
+    *,
+    sync: Annotated[
+        bool, typer.Option("--sync/--aio", help="Threads or tasks.")
+    ] = True,
+) -> None:
+    """Send a load as clients of grpcio do and print what came of it as JSON."""
+    from loadtest.stock import run
+
+    print(run(job, synchronous=sync))
+
+
+@app.command()
+def ort(
+    model: Annotated[Path, typer.Argument(help="File of the model.")],
+    *,
+    seconds: Annotated[float, typer.Option(help="For all batch sizes.")] = 2,
+) -> None:
+    """Print the rows per second of bare ONNX Runtime by batch size, as JSON."""
+    from json import dumps
+
+    from loadtest.bare import rates
+
+    print(dumps(rates(model, seconds=seconds)))
+
+
+@app.command()
+def echo(*, port: Annotated[int, typer.Option(help="TCP port.")] = 8001) -> None:
+    """Take the bytes of requests and answer them unread: a ceiling."""
+    from loadtest.echo import serve
+
+    serve(port)
 
 
 @app.command()

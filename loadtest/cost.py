@@ -16,12 +16,11 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.bench import choose_cores
 from loadtest.canned import REPLY
 from loadtest.load import Generator, Load, Sample, builtin, h2load, h2load_version
+from loadtest.machine import choose_cores, machine
 from loadtest.measure import spread
 from loadtest.processes import free_ports, running
-from loadtest.report import machine
 from loadtest.results import PLAIN_WIDTH
 from loadtest.wire import SERVICE
 

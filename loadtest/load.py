@@ -45,7 +45,7 @@ class Load:
         path: Full name of the method.
         message: File with one serialised request.
         messages: Requests of one call; more than one makes it a stream.
-        reply_bytes: Length of one right answer.
+        reply_bytes: Length of one right answer; 0 if right answers differ in it.
         connections: Connections to open.
         calls: Calls open at a time on each connection.
         seconds: Length of the measurement.
@@ -68,6 +68,7 @@ class Load:
         seed: Of arrivals and cancellations.
         lines: File that gets one JSON object per second; empty for none.
         authorities: File with certificates to trust; empty for no TLS.
+        content_type: Of an HTTP/1.1 request; empty for gRPC.
     """
 
     port: int
@@ -94,6 +95,7 @@ class Load:
     seed: int = 0
     lines: str = ""
     authorities: str = ""
+    content_type: str = ""
 
     def expected(self) -> bytes:
         """Return a right answer; empty if it is not known."""
@@ -170,14 +172,17 @@ def h2load(load: Load, core: int | None) -> Sample:
     message = Path(load.message).read_bytes()
     frame = b"\0" + len(message).to_bytes(4, "big") + message
     body, log = Path(load.message + ".body"), Path(load.message + ".log")
-    body.write_bytes(frame * load.messages)
+    body.write_bytes(message if load.content_type else frame * load.messages)
     log.unlink(missing_ok=True)
     command = ["h2load", "-t", "1", "-c", str(load.connections), "-m", str(load.calls)]
     command += ["-D", f"{round(load.seconds * 1000)}ms", "-d", str(body)]
-    command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    if load.content_type:
+        command += ["--h1", "-H", f"content-type: {load.content_type}"]
+    else:
+        command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
     command += ["--log-file", str(log), f"http://127.0.0.1:{load.port}{load.path}"]
     before, started = _children_cpu(), time.monotonic()
-    output = _finish(tethered(command, core), load.seconds)
+    output = finish(tethered(command, core), load.seconds + SPARE_S)
     share = (_children_cpu() - before) / (time.monotonic() - started)
     return _parse(output, log.read_text() if log.exists() else "", load, share)
 
@@ -193,8 +198,9 @@ def _parse(output: str, log: str, load: Load, share: float) -> Sample:
     if data is None or failed is None or not len(rows):
         raise LoadFailed(f"h2load gave no numbers: {output[-500:]}")
     took_us = rows[rows[:, 1] == OK_STATUS, 2]
-    expected = load.messages * (FRAME_BYTES + load.reply_bytes)
-    answered = min(len(took_us), int(data[1]) // expected)
+    framing = 0 if load.content_type else FRAME_BYTES
+    expected = load.messages * (framing + load.reply_bytes)
+    answered = min(len(took_us), int(data[1]) // max(1, expected))
     if not answered:
         raise LoadFailed("no call brought an answer of the expected length")
     requests = answered * load.messages
@@ -214,10 +220,23 @@ def builtin(load: Load, core: int | None) -> Sample:
     Raises:
         LoadFailed: If it gave no numbers.
     """
+    return by_program([sys.executable, "-m", "loadtest", "client"], load, core)
+
+
+def by_program(program: list[str], load: Load, core: int | None) -> Sample:
+    """Measure with a program that reads a `Load` and prints a `Sample`, as JSON.
+
+    Args:
+        program: Its command line; the name of the file with the load follows.
+        load: What it is to send.
+        core: Its only core; ``None`` for any.
+
+    Raises:
+        LoadFailed: If it gave no numbers.
+    """
     job = Path(load.message + ".job")
     job.write_text(json.dumps(asdict(load)))
-    command = [sys.executable, "-m", "loadtest", "client", str(job)]
-    output = _finish(tethered(command, core), load.seconds)
+    output = finish(tethered([*program, str(job)], core), load.seconds + SPARE_S)
     try:
         sample = Sample(**json.loads(output.splitlines()[-1]))
     except (IndexError, ValueError, TypeError) as error:
@@ -227,13 +246,18 @@ def builtin(load: Load, core: int | None) -> Sample:
     return sample
 
 
-def _finish(command: list[str], seconds: float) -> str:
+def finish(command: list[str], timeout_s: float) -> str:
+    """Run a tethered program to its end and return what it printed.
+
+    Raises:
+        LoadFailed: If it fails or does not end in time.
+    """
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
-            timeout=seconds + SPARE_S,
+            timeout=timeout_s,
             cwd=ROOT,
             check=False,
         )

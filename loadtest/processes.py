@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,6 +63,20 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
     return total
 
 
+def server_ready(port: int) -> bool:
+    """Ask ``ServerReady``; a server that does not answer is not ready."""
+    address = f"127.0.0.1:{port}"
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        method = channel.unary_unary(
+            f"{SERVICE}/ServerReady",
+            request_serializer=pb.ServerReadyRequest.SerializeToString,
+            response_deserializer=pb.ServerReadyResponse.FromString,
+        )
+        with suppress(grpc.RpcError):
+            return bool(method(pb.ServerReadyRequest(), timeout=1).ready)
+    return False
+
+
 class Server:
     """One running server with all processes it started."""
 
@@ -88,30 +102,28 @@ class Server:
         lines = self._log.read_text(errors="replace").splitlines()
         return "\n".join(lines[-LOG_LINES:])
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Wait until ``ServerReady`` says so.
+    def wait_ready(
+        self, timeout_s: float, ready: Callable[[int], bool] = server_ready
+    ) -> None:
+        """Wait until a server says so.
+
+        Args:
+            timeout_s: Longest wait.
+            ready: Asks the server on a port once.
 
         Raises:
             ServerFailed: If the server ended, or the time is over.
         """
         end = time.monotonic() + timeout_s
-        address = f"127.0.0.1:{self.port}"
-        with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            ready = channel.unary_unary(
-                f"{SERVICE}/ServerReady",
-                request_serializer=pb.ServerReadyRequest.SerializeToString,
-                response_deserializer=pb.ServerReadyResponse.FromString,
-            )
-            while time.monotonic() < end:
-                code = self._process.poll()
-                if code is not None:
-                    raise ServerFailed(
-                        f"the server ended with code {code}:\n{self.log_tail()}"
-                    )
-                with suppress(grpc.RpcError):
-                    if ready(pb.ServerReadyRequest(), timeout=1).ready:
-                        return
-                time.sleep(0.1)
+        while time.monotonic() < end:
+            code = self._process.poll()
+            if code is not None:
+                raise ServerFailed(
+                    f"the server ended with code {code}:\n{self.log_tail()}"
+                )
+            if ready(self.port):
+                return
+            time.sleep(0.1)
         raise ServerFailed(
             f"the server was not ready within {timeout_s:g} s:\n{self.log_tail()}"
         )
@@ -157,7 +169,12 @@ def _runs(process: psutil.Process) -> bool:
 
 @contextmanager
 def running(
-    command: Sequence[str], *, port: int, log: Path, core: int | None = None
+    command: Sequence[str],
+    *,
+    port: int,
+    log: Path,
+    core: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Run a server for the length of a ``with`` block.
 
@@ -166,6 +183,7 @@ def running(
         port: gRPC port the server was told to listen on.
         log: File for what it writes.
         core: The only core of all its processes; ``None`` for any.
+        environment: Variables on top of ours.
 
     Yields:
         The server, started but not yet ready.
@@ -176,7 +194,7 @@ def running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=clean_environment(),
+            env=clean_environment() | dict(environment or {}),
             cwd=ROOT,
             start_new_session=True,
         )

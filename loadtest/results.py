@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.table import Table
 
 from loadtest.load import Sample
+from loadtest.machine import machine
 from loadtest.monitor import Usage
-from loadtest.report import machine
 from loadtest.scenario import Scenario
 
 RAW = "raw.jsonl"

@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gateway.protocol import inference_pb2 as pb
 from loadtest import baton, models, results
-from loadtest.bench import choose_cores
 from loadtest.load import Load, LoadFailed, Sample, builtin
+from loadtest.machine import choose_cores
 from loadtest.monitor import Usage, growth_mb_per_hour, look
 from loadtest.processes import Server, ServerFailed
 from loadtest.scenario import Phase, Scenario, Step, Traffic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from gateway.protocol import inference_pb2 as pb
-from loadtest import bench, naive_server
-from loadtest.models import INPUT, write_model, write_models
+from loadtest import naive_server
+from loadtest.compare.verify import WrongAnswer, verify
+from loadtest.dialects import GRPC, STREAM, Dialect
+from loadtest.models import INPUT, model_file, write_model, write_models
 from loadtest.traffic import Tally, reference, send_load
 from loadtest.training import train_breast_cancer, train_digits
 from loadtest.wire import SERVICE, channel, infer_request
@@ -26,14 +29,13 @@ async def port(tmp_path: Path) -> AsyncIterator[int]:
     await server.stop(None)
 
 
-@pytest.mark.parametrize("messages", [1, 64])
+@pytest.mark.parametrize("dialect", [GRPC, STREAM])
 @pytest.mark.parametrize("model", ["M1", "M2"])
 async def test_answers_are_those_of_onnx_runtime(
-    port: int, tmp_path: Path, model: str, messages: int
+    port: int, tmp_path: Path, model: str, dialect: Dialect
 ) -> None:
-    case = bench.Case("test", model, messages, (1,))
-    path = tmp_path / model / "1" / "model.onnx"
-    message, reply_bytes = await bench.verify(port, case, path)
+    path = model_file(tmp_path, model)
+    message, reply_bytes = await asyncio.to_thread(verify, port, dialect, path, rows=3)
     assert pb.ModelInferRequest.FromString(message).model_name == model
     assert reply_bytes > 8
 
@@ -41,9 +43,8 @@ async def test_answers_are_those_of_onnx_runtime(
 async def test_a_wrong_answer_is_found(port: int, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_models(other, ("M1",), seed=1)
-    path = other / "M1" / "1" / "model.onnx"
-    with pytest.raises(bench.WrongAnswer):
-        await bench.verify(port, bench.REQUIRED[0], path)
+    with pytest.raises(WrongAnswer):
+        await asyncio.to_thread(verify, port, GRPC, model_file(other, "M1"))
 
 
 async def test_an_unknown_model_is_refused(port: int) -> None:
