@@ -6,7 +6,7 @@ Pure apart from the model itself: no sockets, no onnxruntime.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 
 from featurizer.datatypes import DATATYPES
 from featurizer.encode import decode_array, encode_array
+from workers.plain import QuickRun
 from workers.spec import LoadReport, ModelSpec, TensorSpec
-from workers.wire import (
-    ROW_OFFSETS,
-    Buffer,
-    Failure,
-    Result,
-    Run,
-    WireTensor,
-    plain_result,
-)
+from workers.wire import ROW_OFFSETS, Buffer, Failure, Result, Run, WireTensor
 
 Array = NDArray[np.generic]
 
@@ -53,63 +46,6 @@ class Loaded(Protocol):
 
     def close(self) -> None:
         """Free the version's memory."""
-
-
-class QuickRun:
-    """The usual run in one piece: one plain input, one plain output, one batch.
-
-    Does what `execute` does, from frame to frame, with a fraction of the code (see
-    `workers.wire`, the usual frame). Whatever is unusual about a frame or fails on
-    the way is left to `execute`, which also knows what to say about it.
-
-    Args:
-        call: Runs the model: its input array to its output array.
-        input_dtype: Of the input.
-        output_dtype: Of the output.
-    """
-
-    __slots__ = ("_call", "_input", "_output")
-
-    def __init__(
-        self,
-        call: Callable[[Array], Array],
-        input_dtype: np.dtype[np.generic],
-        output_dtype: np.dtype[np.generic],
-    ) -> None:
-        self._call = call
-        self._input = input_dtype
-        self._output = output_dtype
-
-    def run(
-        self,
-        frame: bytes,
-        plain: tuple[int, int, tuple[int, ...], int, int],
-        rows: int,
-    ) -> bytes | None:
-        """Return the result's frame, or ``None`` to have `execute` do it.
-
-        Args:
-            frame: A whole RUN frame.
-            plain: What `workers.wire.plain_tensor` said of it.
-            rows: Of the batch.
-        """
-        started = time.monotonic_ns()
-        id_, index, dims, begin, end = plain
-        dtype = self._input
-        try:
-            count = (end - begin) // dtype.itemsize
-            array = np.frombuffer(frame, dtype, count, begin).reshape(dims)
-            ready = time.monotonic_ns()
-            output = self._call(array)
-            done = time.monotonic_ns()
-            shape = output.shape
-            if index or shape[0] != rows or output.dtype != self._output:
-                return None
-            data = output.data.cast("B")
-        except Exception:  # `execute` finds out what it is
-            return None
-        times = (ready - started, done - ready, time.monotonic_ns() - done)
-        return plain_result(id_, times, rows, shape, data)
 
 
 def execute(loaded: Loaded, runs: Sequence[Run]) -> list[Result]:

@@ -21,7 +21,8 @@ from typing import Any
 
 from workers import wire
 from workers.arena import Arena
-from workers.execute import Loaded, QuickRun, RunError, execute
+from workers.execute import Loaded, RunError, execute
+from workers.plain import QuickRun, plain_tensor, run_head
 from workers.signature import LoadRefused
 from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
 from workers.wire import Buffer, FrameReader, Kind
@@ -165,10 +166,10 @@ class WorkerLoop:
         """Run and answer what is the usual frame and all there is to do."""
         if not peer.reader.empty:
             return False
-        plain = wire.plain_tensor(data, Kind.RUN, wire.RUN_HEAD)
+        plain = plain_tensor(data, Kind.RUN, wire.RUN_HEAD.size)
         if plain is None:
             return False
-        handle, rows, slot, alone = wire.run_head(data)
+        handle, rows, slot, alone = run_head(data)
         quick = self._quick.get(handle)
         if quick is None or alone or slot >= wire.CREDITS:
             return False

@@ -28,8 +28,8 @@ from workers.arrays import (
     needs_conversion,
     pad_rows,
 )
-from workers.execute import QuickRun
 from workers.failures import RunFailed, one_line, run_failed
+from workers.plain import QuickRun, is_plain
 from workers.signature import Graph, LoadRefused, Port
 from workers.spec import LoadOrder, LoadReport, ModelSpec, SessionSettings, TensorSpec
 from workers.warmup import settle, warm_up
@@ -160,27 +160,11 @@ class LoadedVersion:
 
     def quick(self) -> QuickRun | None:
         """Return the short way for the usual run, where the version allows it."""
-        inputs, outputs = self.spec.inputs, self.spec.outputs
-        if (
-            len(inputs) != 1
-            or len(outputs) != 1
-            or not self._leading
-            or not self._plain
-            or self._binds
-            or self._sizes
-            or self._reshapes
-            or outputs[0].datatype in {"BYTES", "BF16"}
-        ):
+        if self._binds or self._sizes or not is_plain(self.spec):
             return None
-        run = self._run_session
-        names, name, options = self._output_names, self._input_names[0], self._options
-
-        def call(array: Array) -> Array:
-            outputs: list[Array] = run(names, {name: array}, options)
-            return outputs[0]
-
-        dtypes = DATATYPES[inputs[0].datatype], DATATYPES[outputs[0].datatype]
-        return QuickRun(call, dtypes[0].numpy, dtypes[1].numpy)
+        run, options = self._run_session, self._options
+        name, names = self._input_names[0], self._output_names
+        return QuickRun(lambda array: run(names, {name: array}, options)[0], self.spec)
 
     def close(self) -> None:
         """Free the version's memory; nothing may be called after it."""

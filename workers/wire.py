@@ -21,14 +21,14 @@ Buffer = bytes | bytearray | memoryview
 
 PREFIX = struct.Struct("<IBBHQ")
 """Body bytes, kind, flags, number of tensors, id."""
-_RUN = struct.Struct("<QIB?2x")
+RUN_HEAD = struct.Struct("<QIB?2x")
 """Handle, rows, arena slot, whether it runs alone."""
-_RESULT = struct.Struct("<QQQII")
+RESULT_HEAD = struct.Struct("<QQQII")
 """Input, infer and output nanoseconds, executions, rows of the merged batch."""
-_TENSOR = struct.Struct("<HBB4xQ")
+TENSOR = struct.Struct("<HBB4xQ")
 """Index in the spec, rank, layout, data bytes; then `rank` int64 dimensions."""
 
-_RANK_AT = 2
+RANK_AT = 2
 """Where the rank stands in a tensor header."""
 
 CREDITS = 2
@@ -201,17 +201,17 @@ def _padding(size: int) -> int:
 
 
 @lru_cache(4096)
-def _pack_tensor(index: int, layout: int, size: int, dims: tuple[int, ...]) -> bytes:
+def pack_tensor(index: int, layout: int, size: int, dims: tuple[int, ...]) -> bytes:
     """Encode a tensor header; the same few come again and again."""
-    head = _TENSOR.pack(index, len(dims), layout, size)
+    head = TENSOR.pack(index, len(dims), layout, size)
     return head + struct.pack(f"<{len(dims)}q", *dims)
 
 
 @lru_cache(4096)
-def _unpack_tensor(header: bytes) -> tuple[int, int, int, tuple[int, ...]]:
+def unpack_tensor(header: bytes) -> tuple[int, int, int, tuple[int, ...]]:
     """Decode a tensor header: index, layout, data bytes, shape."""
-    index, rank, layout, size = _TENSOR.unpack_from(header)
-    return index, layout, size, struct.unpack_from(f"<{rank}q", header, _TENSOR.size)
+    index, rank, layout, size = TENSOR.unpack_from(header)
+    return index, layout, size, struct.unpack_from(f"<{rank}q", header, TENSOR.size)
 
 
 def _layout(head: bytes, tensors: Sequence[WireTensor]) -> tuple[bytes, int]:
@@ -220,7 +220,7 @@ def _layout(head: bytes, tensors: Sequence[WireTensor]) -> tuple[bytes, int]:
     total = 0
     for tensor in tensors:
         size = tensor.nbytes()
-        parts.append(_pack_tensor(tensor.index, tensor.layout, size, tensor.dims))
+        parts.append(pack_tensor(tensor.index, tensor.layout, size, tensor.dims))
         total += size + _padding(size)
     headers = b"".join(parts)
     return headers + bytes(_padding(len(headers))), total
@@ -267,13 +267,13 @@ def encode_run(run: Run, arena: memoryview | None = None) -> list[Buffer]:
     Returns:
         Buffers to write in order.
     """
-    head = _RUN.pack(run.handle, run.rows, run.slot, run.alone)
+    head = RUN_HEAD.pack(run.handle, run.rows, run.slot, run.alone)
     return _encode_tensors(Kind.RUN, run.id, head, run.tensors, arena)
 
 
 def encode_result(result: Result, arena: memoryview | None = None) -> list[Buffer]:
     """Encode a result; see `encode_run` for `arena`."""
-    head = _RESULT.pack(
+    head = RESULT_HEAD.pack(
         result.input_ns,
         result.infer_ns,
         result.output_ns,
@@ -289,13 +289,13 @@ def _decode_tensors(
     body = frame.body
     headers: list[tuple[int, int, int, tuple[int, ...]]] = []
     for _ in range(frame.tensors):
-        if len(body) - position < _TENSOR.size:
+        if len(body) - position < TENSOR.size:
             raise WireError("truncated tensor header")
-        rank = body[position + _RANK_AT]
-        end = position + _TENSOR.size + 8 * rank
+        rank = body[position + RANK_AT]
+        end = position + TENSOR.size + 8 * rank
         if rank > MAX_RANK or len(body) < end:
             raise WireError("truncated tensor shape")
-        headers.append(_unpack_tensor(bytes(body[position:end])))
+        headers.append(unpack_tensor(bytes(body[position:end])))
         position = end
     position += _padding(position)
     source = body
@@ -323,13 +323,13 @@ def decode_run(frame: Frame, slots: Sequence[memoryview] = ()) -> Run:
     Raises:
         WireError: The frame is truncated, or longer than its tensors.
     """
-    if len(frame.body) < _RUN.size:
+    if len(frame.body) < RUN_HEAD.size:
         raise WireError("truncated run")
-    handle, rows, slot, alone = _RUN.unpack_from(frame.body, 0)
+    handle, rows, slot, alone = RUN_HEAD.unpack_from(frame.body, 0)
     if slot >= CREDITS:
         raise WireError(f"slot {slot} of {CREDITS}")
     arena = slots[slot] if slots else None
-    tensors = _decode_tensors(frame, _RUN.size, arena)
+    tensors = _decode_tensors(frame, RUN_HEAD.size, arena)
     return Run(frame.id, handle, rows, slot, tensors, alone)
 
 
@@ -339,106 +339,10 @@ def decode_result(frame: Frame, arena: memoryview | None = None) -> Result:
     Raises:
         WireError: The frame is truncated, or longer than its tensors.
     """
-    if len(frame.body) < _RESULT.size:
+    if len(frame.body) < RESULT_HEAD.size:
         raise WireError("truncated result")
-    input_ns, infer_ns, output_ns, executions, rows = _RESULT.unpack_from(frame.body)
-    tensors = _decode_tensors(frame, _RESULT.size, arena)
+    input_ns, infer_ns, output_ns, executions, rows = RESULT_HEAD.unpack_from(
+        frame.body
+    )
+    tensors = _decode_tensors(frame, RESULT_HEAD.size, arena)
     return Result(frame.id, input_ns, infer_ns, output_ns, executions, rows, tensors)
-
-
-# -- the usual frame, in one piece --------------------------------------------------
-#
-# Between two batches the other process has had the core and its caches: every line of
-# code that runs costs three times what it does in a loop. A batch of one plain tensor
-# therefore takes a short way of its own, to the same bytes.
-
-
-def plain_run(
-    id_: int,
-    handle: int,
-    rows: int,
-    slot: int,
-    tensor: tuple[int, tuple[int, ...]],
-    pieces: Sequence[Buffer],
-    nbytes: int,
-) -> bytes:
-    """Encode a run of one inline tensor; `encode_run` gives the same bytes.
-
-    Args:
-        id_: Of the run.
-        handle: Of the version.
-        rows: Of the batch.
-        slot: Credit it holds.
-        tensor: Index and shape.
-        pieces: Data, one piece per request.
-        nbytes: Bytes of all pieces.
-    """
-    header = _pack_tensor(tensor[0], 0, nbytes, tensor[1])
-    gap = -(_RUN.size + len(header)) % ALIGNMENT
-    tail = -nbytes % ALIGNMENT
-    size = _RUN.size + len(header) + gap + nbytes + tail
-    prefix = PREFIX.pack(size, Kind.RUN, 0, 1, id_)
-    head = _RUN.pack(handle, rows, slot, False)
-    return b"".join((prefix, head, header, _ZEROS[gap], *pieces, _ZEROS[tail]))
-
-
-def plain_tensor(
-    data: bytes, kind: Kind, head: int
-) -> tuple[int, int, tuple[int, ...], int, int] | None:
-    """Look at bytes that may be exactly one frame of one inline tensor.
-
-    Args:
-        data: As read from the socket.
-        kind: What it must be.
-        head: Bytes of that kind's head.
-
-    Returns:
-        Frame id, tensor index, shape, and where its data begin and end; ``None``
-        where it is anything else.
-    """
-    if len(data) < PREFIX.size + head + _TENSOR.size:
-        return None
-    size, found, flags, tensors, id_ = PREFIX.unpack_from(data)
-    if found != kind or flags or tensors != 1 or size != len(data) - PREFIX.size:
-        return None
-    start = PREFIX.size + head
-    rank = data[start + _RANK_AT]
-    end = start + _TENSOR.size + 8 * rank
-    if rank > MAX_RANK or len(data) < end:
-        return None
-    index, layout, nbytes, dims = _unpack_tensor(data[start:end])
-    begin = end + -(end - PREFIX.size) % ALIGNMENT
-    stop = begin + nbytes
-    if layout or stop + -nbytes % ALIGNMENT != len(data):
-        return None
-    return id_, index, dims, begin, stop
-
-
-RUN_HEAD, RESULT_HEAD = _RUN.size, _RESULT.size
-_ZEROS = [bytes(size) for size in range(ALIGNMENT)]
-
-
-def run_head(data: bytes) -> tuple[int, int, int, bool]:
-    """Return handle, rows, slot and alone of what `plain_tensor` took for a run."""
-    handle, rows, slot, alone = _RUN.unpack_from(data, PREFIX.size)
-    return handle, rows, slot, alone
-
-
-def result_head(data: bytes) -> tuple[int, int, int, int, int]:
-    """Return the three times, executions and rows of a plain result."""
-    values: tuple[int, int, int, int, int] = _RESULT.unpack_from(data, PREFIX.size)
-    return values
-
-
-def plain_result(
-    id_: int, times: tuple[int, int, int], rows: int, dims: tuple[int, ...], data: Buffer
-) -> bytes:
-    """Encode a result of one inline tensor, output 0; see `encode_result`."""
-    nbytes = len(data)
-    header = _pack_tensor(0, 0, nbytes, dims)
-    gap = -(_RESULT.size + len(header)) % ALIGNMENT
-    tail = -nbytes % ALIGNMENT
-    size = _RESULT.size + len(header) + gap + nbytes + tail
-    prefix = PREFIX.pack(size, Kind.RESULT, 0, 1, id_)
-    head = _RESULT.pack(*times, 1, rows)
-    return b"".join((prefix, head, header, _ZEROS[gap], data, _ZEROS[tail]))

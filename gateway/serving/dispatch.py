@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 
 from gateway.catalogue import Catalogue, State, VersionEntry
 from gateway.errors import (
-    DeadlineExceeded,
     GatewayError,
-    QueueTimeout,
     WorkerLost,
 )
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batch, CloseReason
+from gateway.serving.expiry import Expiry
 from gateway.serving.pending import Pending, Phase, Timing
 from gateway.serving.queues import VersionQueue, WorkerPort
 from gateway.serving.rows import BatchRows
@@ -27,8 +26,6 @@ from workers.wire import CREDITS, Failure, Result
 
 _TIMER_TICK_NS = 1_000_000
 """Resolution of the loop's timers (uvloop rounds to milliseconds)."""
-_EXPIRY_TICK_NS = 4_000_000
-"""Expired requests are looked for at most this often."""
 _TIMER_SLACK_NS = 1_500_000
 """A wait for company that would end within this ends now: a timer could not tell,
 and leaving early is always allowed."""
@@ -69,8 +66,7 @@ class Dispatcher:
         self._settling: set[VersionQueue] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._wake_ns = 0
-        self._expiry: asyncio.TimerHandle | None = None
-        self._expiry_ns = 0
+        self._expiry = Expiry(loop, now_ns, self._active, self._running, self._fail)
         self._statistics: dict[tuple[str, int], VersionStatistics] = {}
         self.ports: list[WorkerPort] = []
         self.on_idle_handle: Callable[[int], None] = lambda handle: None
@@ -158,9 +154,9 @@ class Dispatcher:
         queue.inflight_rows += pending.rows
         queue.add(pending)
         self._active[queue.entry.handle] = queue
-        expires_ns = pending.expires_ns
-        if expires_ns < self._expiry_ns or not self._expiry_ns:
-            self._arm_expiry(expires_ns)
+        expiry = self._expiry
+        if pending.expires_ns < expiry.due_ns or not expiry.due_ns:
+            expiry.arm(pending.expires_ns)
         if not self._pump_due:
             self._pump_due = True
             self._loop.call_soon(self.pump)
@@ -206,61 +202,6 @@ class Dispatcher:
             if queue.idle():
                 self._active.pop(handle, None)
                 self.on_idle_handle(handle)
-
-    # -- deadlines --------------------------------------------------------------
-
-    def _arm_expiry(self, due_ns: int) -> None:
-        """Look for expired requests at `due_ns`; 0 for never.
-
-        One timer for all. A request costs a comparison when it comes and nothing when
-        it goes: the timer of one that was answered finds what is the next.
-        """
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        self._expiry_ns = due_ns
-        if due_ns:
-            due_s = (due_ns + _TIMER_TICK_NS) / 1e9
-            self._expiry = self._loop.call_at(due_s, self._expire)
-
-    def _expire(self) -> None:
-        now = self._now()
-        try:
-            self._expire_due(now)
-        finally:  # whatever a callback did: deadlines go on
-            earliest = self._earliest_ns()
-            self._arm_expiry(max(earliest, now + _EXPIRY_TICK_NS) if earliest else 0)
-
-    def _expire_due(self, now: int) -> None:
-        for queue in tuple(self._active.values()):
-            for pending in queue.expired(now):
-                self._expire_one(queue, pending, now)
-        for batch, queue in tuple(self._running.items()):
-            for pending in batch.requests:
-                if pending.phase is _RUNNING and pending.deadline_ns <= now:
-                    self._expire_one(queue, pending, now)
-
-    def _expire_one(self, queue: VersionQueue, pending: Pending, now: int) -> None:
-        if pending.phase is _DONE:
-            return  # cancelled just now: its stream ended with another's error
-        queue.statistics.dropped_rows["expired"] += pending.rows
-        if pending.deadline_ns <= now:
-            text = "Deadline exceeded before an answer was there"
-            self._fail(queue, pending, DeadlineExceeded(text))
-        else:
-            text = f"Request timeout expired in the queue of '{queue.model}'"
-            self._fail(queue, pending, QueueTimeout(text))
-
-    def _earliest_ns(self) -> int:
-        """Return a bound below which nothing in flight expires; 0: nothing is."""
-        found = [queue.earliest_ns() for queue in self._active.values()]
-        found += [
-            pending.deadline_ns
-            for batch in self._running
-            for pending in batch.requests
-            if pending.phase is _RUNNING
-        ]
-        return min((instant for instant in found if instant), default=0)
 
     # -- batches out ------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from gateway.serving.dispatch import Dispatcher
 from gateway.serving.queues import VersionQueue
 from workers import wire
 from workers.arena import Arena
+from workers.plain import plain_run, plain_tensor, result_head
 from workers.wire import (
     CREDITS,
     Failure,
@@ -145,25 +146,18 @@ class WorkerLink(asyncio.Protocol):
         alone = batch.reason is CloseReason.RETRY and any(
             pending.attempts for pending in batch.requests
         )
-        inputs = batch.requests[0].inputs
+        first = batch.requests[0].inputs
         if (
-            len(inputs) == 1
-            and not alone
+            len(first) == 1
+            and not (alone or first[0][0])
             and queue.spec.max_batch_rows
-            and (self._arena is None or batch.nbytes < self._settings.arena_min_bytes)
             and batch.nbytes <= _JOIN_BYTES
+            and (self._arena is None or batch.nbytes < self._settings.arena_min_bytes)
         ):  # the usual batch
-            index, dims, _ = inputs[0]
+            dims = (batch.rows, *first[0][1][1:])
             pieces = [pending.inputs[0][2] for pending in batch.requests]
-            data = wire.plain_run(
-                id_,
-                queue.entry.handle,
-                batch.rows,
-                slot,
-                (index, (batch.rows, *dims[1:])),
-                pieces,
-                batch.nbytes,
-            )
+            handle = queue.entry.handle
+            data = plain_run(id_, handle, slot, dims, pieces, nbytes=batch.nbytes)
             self._sent(id_, Outstanding(queue, batch, slot))
             self._transport.write(data)
             return
@@ -208,14 +202,14 @@ class WorkerLink(asyncio.Protocol):
 
     def _take_plain(self, data: bytes) -> bool:
         """Take what is the usual answer and nothing else."""
-        plain = wire.plain_tensor(data, Kind.RESULT, wire.RESULT_HEAD)
+        plain = plain_tensor(data, Kind.RESULT, wire.RESULT_HEAD.size)
         item = None if plain is None else self._outstanding.pop(plain[0], None)
         if plain is None or item is None:
             return False
         id_, index, dims, begin, end = plain
         self._progress_ns = self._now()
         tensor = WireTensor(index, dims, (memoryview(data)[begin:end],))
-        result = Result(id_, *wire.result_head(data), [tensor])
+        result = Result(id_, *result_head(data), [tensor])
         self._dispatcher.batch_done(item.queue, item.batch, result)
         self._slots.append(item.slot)
         return True
