@@ -198,10 +198,19 @@ reports = st.fixed_dictionaries(
             max_size=3,
         ).map(lambda entries: [list(entry) for entry in entries]),
         "rejected": st.dictionaries(st.sampled_from(["invalid", "x"]), counts),
+        "transport": st.fixed_dictionaries(
+            {
+                "accepted": counts,
+                "calls": counts,
+                "limits": st.dictionaries(st.sampled_from(["pings", "x"]), counts),
+            }
+        ),
         "gauges": st.fixed_dictionaries(
             {
                 "inflight_requests": st.dictionaries(st.sampled_from("mn"), counts),
                 "inflight_bytes": counts,
+                "connections": counts,
+                "buffered_bytes": counts,
             }
         ),
     }
@@ -217,11 +226,19 @@ class TestCounters:
         for pid, report in enumerate(some):
             counters.report(pid, report)
         versions, rejected = counters.versions(), counters.rejected()
+        transport = counters.transport()
         for pid in data.draw(st.permutations(range(len(some)))):
             counters.retire(pid)
             assert counters.versions() == versions
             assert counters.rejected() == rejected
-        assert counters.gauges() == {"inflight_requests": {}, "inflight_bytes": 0}
+            assert counters.transport() == transport
+        assert transport["calls"] == sum(r["transport"]["calls"] for r in some)
+        assert counters.gauges() == {
+            "inflight_requests": {},
+            "inflight_bytes": 0,
+            "connections": 0,
+            "buffered_bytes": 0,
+        }
 
     @given(reports, reports)
     def test_a_newer_report_takes_the_place_of_the_older(
@@ -246,10 +263,8 @@ class TestCounters:
         two.report(2, second)
         assert one.versions() == two.versions()
         assert one.rejected() == two.rejected()
-        assert one.gauges() == {
-            "inflight_requests": second["gauges"]["inflight_requests"],
-            "inflight_bytes": second["gauges"]["inflight_bytes"],
-        }
+        assert one.transport() == two.transport()
+        assert one.gauges() == second["gauges"]
 
     def test_retiring_an_unknown_front_is_no_error(self) -> None:
         counters = Counters()

@@ -39,6 +39,9 @@ class SumsAllRows:  # a model that mixes rows: each gets the sum over the batch
             raise ZeroDivisionError
         return [np.full(rows, arrays[0].sum(), "<i8")]
 
+    def quick(self) -> None:
+        return None
+
     def close(self):
         pass
 
