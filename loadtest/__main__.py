@@ -44,6 +44,14 @@ def hop(*, json: Json = False) -> None:
 
 
 @app.command()
+def stages(*, json: Json = False) -> None:
+    """Measure microseconds per request in a front, stage by stage, without sockets."""
+    from loadtest.stages import run
+
+    raise typer.Exit(run(as_json=json))
+
+
+@app.command()
 def headers(*, json: Json = False) -> None:
     """Measure the decoding of headers, on blocks that stock clients sent."""
     from loadtest.headers import measure, report
