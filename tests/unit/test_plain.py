@@ -53,10 +53,11 @@ class Doubler:
         raise AssertionError("nobody closes it")
 
 
-@given(ids, ids, st.integers(1, 64), st.integers(0, 1), inner, pieces)
+@given(st.tuples(ids, ids), st.integers(1, 64), st.integers(0, 1), inner, pieces)
 def test_a_plain_run_has_the_bytes_of_any_run(
-    id_: int, handle: int, rows: int, slot: int, dims: list[int], data: list[bytes]
+    names: tuple[int, int], rows: int, slot: int, dims: list[int], data: list[bytes]
 ) -> None:
+    id_, handle = names
     shape = (rows, *dims)
     nbytes = sum(map(len, data))
     short = plain_run(id_, handle, slot, shape, data, nbytes=nbytes)
