@@ -114,6 +114,11 @@ class BatchWindow:
         self._rows += pending.rows
         self._bytes += pending.nbytes
 
+    def reset(self) -> bool:
+        """Make an empty window as good as new; whether it is."""
+        self.earliest_ns = _NEVER_NS
+        return not self._dead
+
     def expired(self, now_ns: int) -> list[Pending]:
         """Return what waits in vain; the caller resolves it (see `abandoned`)."""
         if now_ns < self.earliest_ns:

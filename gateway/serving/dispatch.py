@@ -64,6 +64,7 @@ class Dispatcher:
         self._running: dict[Batch, VersionQueue] = {}
         self._pump_due = False
         self._settling: set[VersionQueue] = set()
+        self._retired: set[int] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._wake_ns = 0
         self._expiry = Expiry(loop, now_ns, self._active, self._running, self._fail)
@@ -116,6 +117,7 @@ class Dispatcher:
                 self._active.pop(handle, None)
             else:
                 busy.append(handle)
+        self._retired = set(busy)
         return busy
 
     def _move(self, queue: VersionQueue, catalogue: Catalogue) -> None:
@@ -187,13 +189,16 @@ class Dispatcher:
         pending.on_error(error)
 
     def _settle(self, queue: VersionQueue) -> None:
-        """Look, once this turn is over, whether a queue has become idle.
+        """Send what waits; look, once this turn is over, whether a load is free.
 
         Not at once: callbacks of a request may cancel others, and whoever is told
         that a load is idle may drop its queue, which the caller still uses.
         """
-        self._settling.add(queue)
-        self._pump_soon()
+        if queue.entry.handle in self._retired:
+            self._settling.add(queue)
+            self._pump_soon()
+        elif self._active:
+            self._pump_soon()
 
     def _tell_idle(self) -> None:
         settling, self._settling = self._settling, set()
@@ -201,6 +206,7 @@ class Dispatcher:
             handle = queue.entry.handle
             if queue.idle():
                 self._active.pop(handle, None)
+                self._retired.discard(handle)
                 self.on_idle_handle(handle)
 
     # -- batches out ------------------------------------------------------------
@@ -229,11 +235,15 @@ class Dispatcher:
                     if queue.empty():
                         self._active.pop(handle, None)
                     continue
-                self._active[handle] = self._active.pop(handle)
+                del self._active[handle]
+                if not queue.empty():
+                    self._active[handle] = queue  # at the end: versions take turns
                 self._send(port, queue, batch, now)
                 progress = True
-        self._arm_wake(wake_ns)
-        self._tell_idle()
+        if wake_ns != self._wake_ns:
+            self._arm_wake(wake_ns)
+        if self._settling:
+            self._tell_idle()
 
     def _free_port(self, handle: int) -> WorkerPort | None:
         best: WorkerPort | None = None
@@ -256,8 +266,6 @@ class Dispatcher:
 
     def _arm_wake(self, wake_ns: int) -> None:
         """Ask again when a window's wait for company ends; one timer for all."""
-        if wake_ns == self._wake_ns:
-            return
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None

@@ -52,6 +52,7 @@ class VersionQueue:
         self._paced_ns = 0
         self.failure_logged_ns = 0
         self._windows: dict[tuple[object, ...], BatchWindow] = {}
+        self._spare: BatchWindow | None = None  # an empty one, for the next shape
         self._retries: deque[Batch] = deque()
 
     @property
@@ -63,7 +64,9 @@ class VersionQueue:
         """Let a request wait in the window of its shape."""
         window = self._windows.get(pending.shape_key)
         if window is None:
-            window = BatchWindow(self.entry.batching, self.levels)
+            window, self._spare = self._spare, None
+            if window is None:
+                window = BatchWindow(self.entry.batching, self.levels)
             self._windows[pending.shape_key] = window
         window.add(pending)
 
@@ -149,6 +152,8 @@ class VersionQueue:
             taken = window.take(now_ns, self.run_ns)
             if not len(window):
                 del self._windows[key]
+                if window.reset():
+                    self._spare = window
             return taken, 0
         for key in tuple(self._windows):
             window = self._windows.pop(key)

@@ -84,7 +84,7 @@ class World:
         self.dispatcher.on_idle_handle = self.told_idle
         self.models: dict[str, VersionEntry] = {}
         self.loads: dict[int, VersionEntry] = {}
-        self.used: set[int] = set()
+        self.retired: set[int] = set()
         for number in range(self.random.randint(1, 3)):
             self._load(f"m{number + 1}", self._policy())
         self.clients: list[SimulatedClient] = []
@@ -127,14 +127,14 @@ class World:
 
     def publish(self) -> None:
         """Tell the dispatcher what is served now, as a front does."""
-        self.dispatcher.retain(self.catalogue())
+        self.retired.update(self.dispatcher.retain(self.catalogue()))
         self.dispatcher.port_changed()
 
     def told_idle(self, handle: int) -> None:
         """Drop the queue of a load that is gone, as a front does."""
         self.idle_told.add(handle)
         if handle not in self.catalogue().handles():
-            self.dispatcher.retain(self.catalogue())
+            self.retired.update(self.dispatcher.retain(self.catalogue()))
 
     # -- what happens -----------------------------------------------------------
 
@@ -184,7 +184,6 @@ class World:
         )
         self.clients.append(client)
         self.admission.acquire(model, len(raw), 1_000_000)
-        self.used.add(entry.handle)
         self.idle_told.discard(entry.handle)
         queue = self.dispatcher.queue_for(model, entry)
         self.dispatcher.submit(pending, queue)
@@ -413,7 +412,7 @@ class World:
     def _check_nothing_is_left(self) -> None:
         assert self.admission.by_model() == {}
         assert self.admission.inflight_bytes == 0
-        assert self.used <= self.idle_told, "a load became idle and nobody was told"
+        assert self.retired <= self.idle_told, "a load became free and nobody was told"
         assert self.dispatcher.retain(Catalogue()) == []
         outcomes = {"ok": 0, "cancelled": 0}
         for _, _, statistics in self.dispatcher.all_statistics():
