@@ -190,7 +190,9 @@ class VersionQueue:
         if self._paced_ns:
             pace_ns = (now_ns - self._paced_ns) // rows
             self.pace_ns += (pace_ns - self.pace_ns) // (8 if self.pace_ns else 1)
-        self._paced_ns = now_ns if self._windows else 0
+        self._paced_ns = now_ns
+        if not self._windows:  # a backlog that is gone says nothing about the next
+            self._paced_ns = self.pace_ns = 0
 
     def check_wait(self, now_ns: int, until_ns: int) -> None:
         """Refuse what could not be answered by `until_ns`, while that is cheap.
