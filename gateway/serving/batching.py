@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Final
 
 from gateway.catalogue import BatchPolicy
 from gateway.serving.pending import Pending, Phase
@@ -20,14 +20,18 @@ _SWEEP_SLACK = 64
 _NEVER_NS = 1 << 63
 
 
-class CloseReason(StrEnum):
-    """Why a batch left; a label of ``baton_batches_total``."""
+class CloseReason:
+    """Why a batch left; a label of ``baton_batches_total``.
 
-    FULL = "full"
-    WORKER_FREE = "worker_free"
-    DELAY = "delay"
-    DEADLINE = "deadline"
-    RETRY = "retry"
+    Plain strings: an enumeration's hash is a Python call, and every batch is counted
+    by its reason.
+    """
+
+    FULL: Final = "full"
+    WORKER_FREE: Final = "worker_free"
+    DELAY: Final = "delay"
+    DEADLINE: Final = "deadline"
+    RETRY: Final = "retry"
 
 
 @dataclass(eq=False, slots=True)
@@ -43,7 +47,7 @@ class Batch:
 
     requests: list[Pending]
     rows: int
-    reason: CloseReason
+    reason: str
     nbytes: int = 0
 
     def split(self) -> tuple[Batch, Batch]:
@@ -194,7 +198,7 @@ class BatchWindow:
         return self._leave(requests, rows, nbytes, reason) if requests else None
 
     def _leave(
-        self, requests: list[Pending], rows: int, nbytes: int, reason: CloseReason
+        self, requests: list[Pending], rows: int, nbytes: int, reason: str
     ) -> Batch:
         self._live -= len(requests)
         self._rows -= rows
@@ -204,7 +208,7 @@ class BatchWindow:
     def _target(self) -> int:
         return self._policy.target_rows or self._policy.max_rows
 
-    def _reason(self, now_ns: int, run_ns: int) -> CloseReason:
+    def _reason(self, now_ns: int, run_ns: int) -> str:
         if self._rows >= self._target() > 0:
             return CloseReason.FULL
         if self._policy.max_delay_ns == 0:

@@ -225,8 +225,8 @@ class Dispatcher:
         while progress and self._active:
             progress = False
             for handle, queue in tuple(self._active.items()):
-                port = self._free_port(handle)
-                if port is None or (port.credits < CREDITS and not queue.full()):
+                port, credits_ = self._free_port(handle)
+                if port is None or (credits_ < CREDITS and not queue.full()):
                     continue  # a busy worker prefetches full batches only
                 batch, until = queue.take(now + _TIMER_SLACK_NS)
                 if until and (not wake_ns or until < wake_ns):
@@ -245,13 +245,15 @@ class Dispatcher:
         if self._settling:
             self._tell_idle()
 
-    def _free_port(self, handle: int) -> WorkerPort | None:
+    def _free_port(self, handle: int) -> tuple[WorkerPort | None, int]:
+        """Return the worker with most credits that has a load, and how many."""
         best: WorkerPort | None = None
         most = 0
         for port in self.ports:
-            if handle in port.handles and port.credits > most:
-                best, most = port, port.credits
-        return best
+            credits_ = port.credits
+            if credits_ > most and handle in port.handles:
+                best, most = port, credits_
+        return best, most
 
     def _send(
         self, port: WorkerPort, queue: VersionQueue, batch: Batch, now: int

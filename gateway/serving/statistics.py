@@ -97,21 +97,33 @@ class VersionStatistics:
         count = len(requests)
         if not count:
             return
-        waits = [pending.sent_ns - pending.admitted_ns for pending in requests]
-        waited = sum(waits)
-        sent_ns = requests[0].sent_ns
-        self.rows += sum([pending.rows for pending in requests])
+        first = requests[0]
+        waited = first.sent_ns - first.admitted_ns
+        if count == 1:
+            self.rows += first.rows
+            self.queue_delay.observe(waited)
+        else:
+            waits = [pending.sent_ns - pending.admitted_ns for pending in requests]
+            waited = sum(waits)
+            self.rows += sum([pending.rows for pending in requests])
+            self.queue_delay.observe_all(waits, waited)
         self.outcomes["ok"] += count
-        self.queue_delay.observe_all(waits, waited)
-        for pair, spent in (
-            (self.success, waited + count * (now_ns - sent_ns)),
-            (self.queue, waited),
-            (self.compute_input, count * timing.input_ns),
-            (self.compute_infer, count * timing.infer_ns),
-            (self.compute_output, count * timing.output_ns),
-        ):
-            pair[0] += count
-            pair[1] += spent
+        success, queue = self.success, self.queue
+        success[0] += count
+        success[1] += waited + count * (now_ns - first.sent_ns)
+        queue[0] += count
+        queue[1] += waited
+        before, infer, after = (
+            self.compute_input,
+            self.compute_infer,
+            self.compute_output,
+        )
+        before[0] += count
+        before[1] += count * timing.input_ns
+        infer[0] += count
+        infer[1] += count * timing.infer_ns
+        after[0] += count
+        after[1] += count * timing.output_ns
 
     def failed(self, pending: Pending, label: str, now_ns: int) -> None:
         """Count an admitted request that got an error instead."""
