@@ -645,6 +645,7 @@ def test_a_frame_larger_than_the_connections_window_is_an_error() -> None:
     session.feed(sent)
     last = session.frames()[-1]
     assert (last.kind, last.code) == (GOAWAY, FLOW_CONTROL_ERROR)
+    assert session.statistics.limits == {"connection_window_bytes": 1}
 
 
 def test_data_that_nobody_wants_still_opens_the_connections_window() -> None:
