@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import cast
 
 import uvloop
 
@@ -22,8 +23,9 @@ REPLY_BYTES = 64
 PREFACE_BYTES = 24
 FRAME_HEAD_BYTES = 9
 BUFFER_BYTES = 1 << 18
-LARGEST_WINDOW = (1 << 31) - 1
-FIRST_WINDOW = (1 << 16) - 1
+ROOM = 1 << 30
+"""Window of streams and connection; what is received is given back, headers and all,
+so that it grows by some bytes a call and must not begin at its limit of 2**31 - 1."""
 SETTINGS, WINDOW_UPDATE = 4, 8
 ACK = 1
 INITIAL_WINDOW_SIZE = 4
@@ -43,8 +45,8 @@ HELLO = frame(
     SETTINGS,
     0,
     0,
-    INITIAL_WINDOW_SIZE.to_bytes(2, "big") + LARGEST_WINDOW.to_bytes(4, "big"),
-) + window(0, LARGEST_WINDOW - FIRST_WINDOW)
+    INITIAL_WINDOW_SIZE.to_bytes(2, "big") + ROOM.to_bytes(4, "big"),
+) + window(0, ROOM)
 STATUS_200 = b"\x88"
 ANSWER_HEADERS = STATUS_200 + field(b"content-type", b"application/grpc")
 ANSWER_MESSAGE = framed(bytes(REPLY_BYTES))
@@ -74,9 +76,8 @@ class Echo(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say hello."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(HELLO)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport.write(HELLO)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Receive into the same buffer again and again."""
@@ -121,17 +122,12 @@ class Echo(asyncio.BufferedProtocol):
         return []
 
 
-async def start(port: int) -> asyncio.Server:
-    """Start serving in this loop; port 0 takes a free one."""
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(Echo, "127.0.0.1", port)
-
-
 async def _serve(port: int) -> None:
     stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    server = await start(port)
+        loop.add_signal_handler(number, stopping.set)
+    server = await loop.create_server(Echo, "127.0.0.1", port)
     await stopping.wait()
     server.close()
 

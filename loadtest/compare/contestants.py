@@ -121,7 +121,7 @@ def contestant(name: str, setup: Setup, place: Place) -> Iterator[Contestant]:
     command += ["--port", str(port)]
     log, core = place.folder / f"{name}.log", place.core_for(setup)
     with running(command, port=port, log=log, core=core) as server:
-        server.wait_ready(READY_S, server_ready if name == NAIVE else _listening)
+        server.wait_ready(READY_S, server_ready if name == NAIVE else listening)
         yield Contestant(name, server, answers=name != ECHO)
 
 
@@ -174,7 +174,8 @@ def peer_environment(peer: Peer) -> dict[str, str]:
     }
 
 
-def _listening(port: int) -> bool:
+def listening(port: int) -> bool:
+    """Tell whether a server of this machine takes connections."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False

@@ -18,7 +18,7 @@ from loadtest.client import allow_files
 from loadtest.compare.cases import Case, Client, Kind
 from loadtest.compare.contestants import Contestant, Place
 from loadtest.compare.targets import Values
-from loadtest.compare.verify import verify
+from loadtest.compare.verify import SAMPLE, verify
 from loadtest.dialects import GRPC, STREAM
 from loadtest.echo import REPLY_BYTES
 from loadtest.load import Generator, Load, LoadFailed
@@ -68,6 +68,8 @@ class Tools:
                 dialect,
                 self.place.model_file(name),
                 rows=case.rows,
+                # A queue that is to overflow under load takes one at a time.
+                sample=1 if case.kind == "rejects" else SAMPLE,
             )
         else:
             message, reply_bytes = _example(case), REPLY_BYTES

@@ -23,7 +23,7 @@ class WrongAnswer(Exception):
 
 
 def verify(
-    port: int, dialect: Dialect, model: Path, *, rows: int = 1
+    port: int, dialect: Dialect, model: Path, *, rows: int = 1, sample: int = SAMPLE
 ) -> tuple[bytes, int]:
     """Compare a sample of answers with ONNX Runtime.
 
@@ -32,6 +32,7 @@ def verify(
         dialect: How it is asked.
         model: File of the model, in a repository in Triton's layout.
         rows: Of each request.
+        sample: Answers to compare.
 
     Returns:
         One request, and the length of its answer (0 if lengths differ).
@@ -41,7 +42,7 @@ def verify(
     """
     name = model.parent.parent.name
     generator = np.random.default_rng(1)
-    shape = (SAMPLE, rows, *models.row_shape(name))
+    shape = (sample, rows, *models.row_shape(name))
     inputs = generator.standard_normal(shape).astype(np.float32)
     session = open_session(model)
     requests = [dialect.encode(name, each) for each in inputs]

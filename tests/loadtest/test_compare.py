@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -16,6 +15,7 @@ import pytest
 
 from loadtest import bare, dialects, echo, load, models
 from loadtest.compare.cases import CASES, NAIVE, ORT, chosen
+from loadtest.compare.contestants import listening
 from loadtest.compare.report import Results
 from loadtest.compare.targets import METRICS, OURS, Target, judge
 from loadtest.dialects import GRPC, JSON_ROW, JSON_ROWS, RAW
@@ -23,7 +23,7 @@ from loadtest.machine import choose_cores
 from loadtest.measure import Spread
 from loadtest.peers import install
 from loadtest.peers.catalogue import PEERS, Peer
-from loadtest.processes import ROOT
+from loadtest.processes import ROOT, free_ports, running
 from loadtest.wire import BadAnswer
 
 LOAD = load.Load(
@@ -219,20 +219,31 @@ def test_bare_onnx_runtime_gains_by_batches(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def echo_port() -> AsyncIterator[int]:
-    server = await echo.start(0)
-    yield int(server.sockets[0].getsockname()[1])
-    server.close()
+def echo_port(tmp_path: Path) -> Iterator[int]:
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "loadtest", "echo", "--port", str(port)]
+    with running(command, port=port, log=tmp_path / "log") as server:
+        server.wait_ready(20, listening)
+        yield port
 
 
-@pytest.mark.parametrize("size", [1, 600_000, 3_000_000])
-async def test_the_echo_answers_whole_requests_of_any_size(
-    echo_port: int, size: int
+def test_the_echo_answers_whole_requests_of_any_size(
+    echo_port: int, tmp_path: Path
 ) -> None:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{echo_port}") as connection:
+    with grpc.insecure_channel(f"127.0.0.1:{echo_port}") as connection:
         call = connection.unary_unary("/any/Method")
-        answers = await asyncio.gather(*(call(bytes(size)) for _ in range(20)))
-    assert answers == [bytes(echo.REPLY_BYTES)] * 20
+        for size in (1, 600_000, 3_000_000):
+            futures = [call.future(bytes(size), timeout=20) for _ in range(20)]
+            answers = [each.result() for each in futures]
+            assert answers == [bytes(echo.REPLY_BYTES)] * 20
+    message = tmp_path / "message"
+    message.write_bytes(bytes(600_000))
+    sent = load.Load(
+        echo_port, "/any", str(message), 1, echo.REPLY_BYTES, 4, 4, seconds=0.5
+    )
+    sample = load.builtin(sent, None)
+    assert sample.requests > 50
+    assert sample.bad == 0
 
 
 @pytest.mark.slow
