@@ -25,10 +25,12 @@ from gateway.transport.tls import Certificates
 
 _log = get_logger("transport")
 
-_TICK_S = 1.0
-"""How often connections are looked at: keepalive, age, the budget of idle frames."""
+_TURN_S = 1.0
+"""How often each connection is looked at: keepalive, age, budget of idle frames."""
+_TICKS = 20
+"""Parts a turn is cut into, so that ten thousand connections hold nobody up."""
 _BUDGET_SHARE = 0.05
-"""Share of `max_idle_frames` that a connection gets back with every tick."""
+"""Share of `max_idle_frames` that a connection gets back with every turn."""
 _GOAWAY_S = 1.0
 """How long the peer has to answer the PING between the two GOAWAYs of a drain."""
 _CLOSE_S = 5.0
@@ -36,7 +38,6 @@ _CLOSE_S = 5.0
 _AGE_JITTER = 0.1
 """Of the maximum age, either way, so that clients do not return together (gRFC A9)."""
 _BACKLOG = 4096
-_WIDE_BYTES = 1 << 16
 _KEEPALIVE = b"baton-ka"
 _NS = 1_000_000_000
 
@@ -73,6 +74,8 @@ class Listener:
         self._ready: list[ServerConnection] = []
         self._flush_due = False
         self._tick: asyncio.TimerHandle | None = None
+        self._turn: list[ServerConnection] = []
+        self._ticks_left = 0
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_ns = 0
         self._stopping = False
@@ -113,7 +116,7 @@ class Listener:
         create = self._loop.create_server
         server = await create(self._connect, sock=sock, ssl=context, backlog=_BACKLOG)
         self._servers.append(server)
-        self._tick = self._loop.call_later(_TICK_S, self._look)
+        self._tick = self._loop.call_later(_TURN_S / _TICKS, self._look)
 
     async def start_unix(self, path: Path) -> None:
         """Listen on a Unix socket too, without TLS; whoever may write it may call.
@@ -185,13 +188,20 @@ class Listener:
     # -- time -------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Look at every connection, once a second."""
-        self._tick = self._loop.call_later(_TICK_S, self._look)
+        """Look at the next part of the connections."""
+        self._tick = self._loop.call_later(_TURN_S / _TICKS, self._look)
+        if not self._ticks_left:
+            self._ticks_left = _TICKS
+            self._turn = list(self.connections)
+            if self._certificates is not None:
+                self._certificates.reload_if_changed()
+        part = -(-len(self._turn) // self._ticks_left)
+        self._ticks_left -= 1
         now = self._now()
-        if self._certificates is not None:
-            self._certificates.reload_if_changed()
-        for connection in tuple(self.connections):
-            connection.look(now)
+        for _ in range(part):
+            connection = self._turn.pop()
+            if connection in self.connections:
+                connection.look(now)
 
     def _deadline_added(self, deadline_ns: int) -> None:
         if not self._expiry_ns or deadline_ns < self._expiry_ns:
