@@ -44,11 +44,17 @@ def hop(*, json: Json = False) -> None:
 
 
 @app.command()
-def stages(*, json: Json = False) -> None:
-    """Measure microseconds per request in a front, stage by stage, without sockets."""
+def stages(
+    *,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the table into ARCHITECTURE.md.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure microseconds per request, stage by stage, without sockets."""
     from loadtest.stages import run
 
-    raise typer.Exit(run(as_json=json))
+    raise typer.Exit(run(as_json=json, write=write))
 
 
 @app.command()

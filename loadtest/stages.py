@@ -1,15 +1,19 @@
-"""Microseconds per request in a front, stage by stage, without sockets.
+"""Microseconds per request, stage by stage, without clients and switches.
 
-Drives the very objects of a front with bytes as a client and a worker would send
-them, so that a change of the request path shows here first.
+Drives the very objects of a front and a worker with the bytes they would get,
+so that a change of the request path shows here first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 import statistics
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, cast
 
@@ -38,14 +42,32 @@ from gateway.serving.state import FrontState
 from gateway.transport import frames
 from gateway.transport.hpack import encode_literal
 from gateway.transport.listener import Listener, ServerConnection
-from loadtest.models import CLASSES, FEATURES, INPUT, OUTPUT
+from loadtest.models import (
+    CLASSES,
+    FEATURES,
+    INPUT,
+    OUTPUT,
+    model_file,
+    write_models,
+)
+from loadtest.processes import ROOT
 from loadtest.wire import SERVICE, infer_request
 from workers import wire
-from workers.spec import ModelSpec, TensorSpec
+from workers.loop import WorkerLoop
+from workers.session import open_version
+from workers.spec import LOAD_ORDER, LoadOrder, ModelSpec, TensorSpec
 
 BATCH = 24
 """Requests of one read: what concurrency 64 comes to (`baton_batch_rows`)."""
-STAGES = ("receive", "dispatch", "answer", "write")
+STAGES = {
+    "receive": "bytes to an admitted request: HTTP/2, gRPC, plan, window",
+    "dispatch": "its part of the batch's frame to the worker",
+    "worker": "its part of the run: frame, ONNX Runtime (M1), frame",
+    "answer": "its rows out of the worker's frame, reply, HTTP/2 frames",
+    "write": "its part of the bytes for the connection",
+}
+_BEGIN, _END = "<!-- stages -->", "<!-- end of stages -->"
+PAGE = ROOT / "ARCHITECTURE.md"
 _FIELDS = (
     (b":method", b"POST"),
     (b":scheme", b"http"),
@@ -154,16 +176,20 @@ class Bench:
             self._next += 2
         return b"".join(out)
 
+    def sent(self) -> bytes:
+        """Return the frame of the one batch the worker has."""
+        return b"".join(self.worker.written)
+
     def answer(self) -> bytes:
         """Return the worker's answer to the one batch it has."""
-        (frame,) = wire.FrameReader().feed(b"".join(self.worker.written))
+        (frame,) = wire.FrameReader().feed(self.sent())
         run = wire.decode_run(frame)
         tensor = wire.WireTensor(0, (run.rows, CLASSES), (self._row * run.rows,))
         result = wire.Result(run.id, 1, 1, 1, 1, run.rows, [tensor])
         self.worker.written.clear()
         return b"".join(wire.encode_result(result))
 
-    def round(self) -> tuple[int, ...]:
+    def round(self, worker: Worker) -> tuple[int, ...]:
         """Serve one read; return the nanoseconds of every stage."""
         data = self.requests()
         started = perf_counter_ns()
@@ -171,6 +197,7 @@ class Bench:
         received = perf_counter_ns()
         self.dispatcher.pump()
         sent = perf_counter_ns()
+        ran = worker.run(self.sent())
         answer = self.answer()
         back = perf_counter_ns()
         self.link.data_received(answer)
@@ -178,7 +205,50 @@ class Bench:
         self.listener.flush()
         written = perf_counter_ns()
         self.client.written.clear()
-        return received - started, sent - received, answered - back, written - answered
+        return (
+            received - started,
+            sent - received,
+            ran,
+            answered - back,
+            written - answered,
+        )
+
+
+class Worker:
+    """A worker's loop with M1 loaded and one front, in this process.
+
+    Args:
+        folder: For the model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        write_models(folder, ("M1",))
+        model = model_file(folder, "M1")
+        order = LoadOrder(handle=1, model="M1", version=1, path=str(model))
+        report = open_version(order)
+        control, self._supervisor = socket.socketpair()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(folder / "worker.sock"))
+        listener.listen()
+        self._loop = WorkerLoop(listener, control, lambda _: report)
+        self._loop.prepare()
+        self._front = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._front.connect(str(folder / "worker.sock"))
+        self._loop.poll(0)
+        command = {"op": "load", "order": LOAD_ORDER.dump_python(order, mode="json")}
+        body = json.dumps(command).encode()
+        self._supervisor.sendall(wire.encode_frame(wire.Kind.CONTROL, 1, body))
+        self._loop.poll(0)
+        self._front.recv(1 << 16)  # PAUSE and RESUME
+
+    def run(self, frame: bytes) -> int:
+        """Have it answer one RUN frame; return the nanoseconds that took."""
+        self._front.sendall(frame)
+        started = perf_counter_ns()
+        self._loop.poll(0)
+        took = perf_counter_ns() - started
+        assert len(self._front.recv(1 << 20)) > wire.PREFIX.size
+        return took
 
 
 async def measure(rounds: int = 4000) -> dict[str, float]:
@@ -188,14 +258,16 @@ async def measure(rounds: int = 4000) -> dict[str, float]:
     else, which is what a change of the code should be judged by.
     """
     bench = Bench()
-    for _ in range(rounds // 4):
-        bench.round()
-    await asyncio.sleep(0)
-    taken = []
-    for number in range(rounds):
-        taken.append(bench.round())
-        if number % 100 == 0:
-            await asyncio.sleep(0)
+    with tempfile.TemporaryDirectory(prefix="baton-stages-") as folder:
+        worker = Worker(Path(folder))
+        for _ in range(rounds // 4):
+            bench.round(worker)
+        await asyncio.sleep(0)
+        taken = []
+        for number in range(rounds):
+            taken.append(bench.round(worker))
+            if number % 100 == 0:
+                await asyncio.sleep(0)
     columns: list[Any] = list(zip(*taken, strict=True))
     found = {
         stage: statistics.quantiles(column, n=10)[0] / BATCH / 1000
@@ -204,16 +276,45 @@ async def measure(rounds: int = 4000) -> dict[str, float]:
     return {**found, "total": sum(found.values())}
 
 
-def run(*, as_json: bool) -> int:
-    """Measure and print."""
+def table(found: dict[str, float]) -> str:
+    """Return the stages as a Markdown table."""
+    lines = ["| stage | µs | what |", "|---|---|---|"]
+    for stage, what in STAGES.items():
+        lines.append(f"| {stage} | {found[stage]:.2f} | {what} |")
+    lines.append(f"| total | {found['total']:.2f} | |")
+    return "\n".join(lines)
+
+
+def on_page(page: Path = PAGE) -> dict[str, float]:
+    """Return the figures that stand in ARCHITECTURE.md."""
+    rows = re.findall(r"^\| (\w+) \| ([0-9.]+) \|", _split(page)[1], re.MULTILINE)
+    return {stage: float(us) for stage, us in rows}
+
+
+def write_page(found: dict[str, float], page: Path = PAGE) -> None:
+    """Put the figures into ARCHITECTURE.md."""
+    before, _, after = _split(page)
+    page.write_text(f"{before}{_BEGIN}\n{table(found)}\n{_END}{after}")
+
+
+def _split(page: Path) -> tuple[str, str, str]:
+    before, _, rest = page.read_text().partition(_BEGIN)
+    inside, _, after = rest.partition(_END)
+    return before, inside, after
+
+
+def run(*, as_json: bool, write: bool) -> int:
+    """Measure and print; with `write` into ARCHITECTURE.md as well."""
     found = asyncio.run(measure())
+    if write:
+        write_page(found)
     if as_json:
         print(json.dumps({stage: round(us, 3) for stage, us in found.items()}))
         return 0
-    table = Table(title=f"us per request in a front, reads of {BATCH}")
-    table.add_column("stage")
-    table.add_column("us", justify="right")
+    shown = Table(title=f"us per request without sockets, reads of {BATCH}", width=78)
+    for name in ("stage", "us", "what"):
+        shown.add_column(name, justify="right" if name == "us" else "left")
     for stage, us in found.items():
-        table.add_row(stage, f"{us:.2f}")
-    Console().print(table)
+        shown.add_row(stage, f"{us:.2f}", STAGES.get(stage, ""))
+    Console().print(shown)
     return 0

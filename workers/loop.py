@@ -90,10 +90,7 @@ class WorkerLoop:
         A service manager may send SIGTERM to every process at once; the fronts still
         need their workers to answer what they have in flight.
         """
-        self._listener.setblocking(False)
-        self._control.sock.setblocking(False)
-        self._watch(self._listener, self._listener)
-        self._watch(self._control.sock, self._control)
+        self.prepare()
         wakeup, waker = socket.socketpair()
         waker.setblocking(False)
         self._watch(wakeup, wakeup)
@@ -101,9 +98,16 @@ class WorkerLoop:
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is not for us
         while not self._stopping or self._waiting or self._peers:
-            self._poll(0 if self._waiting else None)
+            self.poll(0 if self._waiting else None)
             if self._waiting:
                 self._run_next()
+
+    def prepare(self) -> None:
+        """Get ready to poll."""
+        self._listener.setblocking(False)
+        self._control.sock.setblocking(False)
+        self._watch(self._listener, self._listener)
+        self._watch(self._control.sock, self._control)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -113,7 +117,8 @@ class WorkerLoop:
         self._poller.register(sock, select.EPOLLIN)
         self._polled[sock.fileno()] = owner
 
-    def _poll(self, timeout: float | None) -> None:
+    def poll(self, timeout: float | None) -> None:
+        """Read, and answer, what is there within `timeout` seconds."""
         ready = self._poller.poll(timeout)
         self._crowded = len(ready) > 1
         for fd, events in ready:
