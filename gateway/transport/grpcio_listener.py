@@ -254,14 +254,15 @@ class GrpcioListener:
             call = _StreamCall(context, _deadline_ns(context, self._now_ns))
             handler = factory(call)
             reader = asyncio.create_task(self._read(path, context, call, handler))
-            ended = False
             try:
                 await call.write_out(handler)
-                ended = True
+            except grpc.aio.AbortError:
+                raise  # the handler ended it with an error
+            except BaseException:  # the client went away, or the deadline passed
+                handler.on_cancel()
+                raise
             finally:
                 reader.cancel()
-                if not ended:
-                    handler.on_cancel()
 
         return behaviour
 
