@@ -227,7 +227,7 @@ class Worker:
         order = LoadOrder(handle=1, model="M1", version=1, path=str(model))
         report = open_version(order)
         control, self._supervisor = socket.socketpair()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(folder / "worker.sock"))
         listener.listen()
         self._loop = WorkerLoop(listener, control, lambda _: report)
@@ -240,6 +240,13 @@ class Worker:
         self._supervisor.sendall(wire.encode_frame(wire.Kind.CONTROL, 1, body))
         self._loop.poll(0)
         self._front.recv(1 << 16)  # PAUSE and RESUME
+
+    def close(self) -> None:
+        """Let the loop find that everybody has left."""
+        self._front.close()
+        self._supervisor.close()
+        self._loop.poll(0)
+        self._listener.close()
 
     def run(self, frame: bytes) -> int:
         """Have it answer one RUN frame; return the nanoseconds that took."""
@@ -268,6 +275,7 @@ async def measure(rounds: int = 4000) -> dict[str, float]:
             taken.append(bench.round(worker))
             if number % 100 == 0:
                 await asyncio.sleep(0)
+        worker.close()
     columns: list[Any] = list(zip(*taken, strict=True))
     found = {
         stage: statistics.quantiles(column, n=10)[0] / BATCH / 1000

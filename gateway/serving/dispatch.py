@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from gateway.catalogue import Catalogue, State, VersionEntry
 from gateway.errors import (
     GatewayError,
+    ModelFailed,
     WorkerLost,
 )
+from gateway.logs import get_logger
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batch, CloseReason
 from gateway.serving.expiry import Expiry
@@ -23,6 +25,8 @@ from gateway.serving.queues import VersionQueue, WorkerPort
 from gateway.serving.rows import BatchRows
 from gateway.serving.statistics import VersionStatistics
 from workers.wire import CREDITS, Failure, Result
+
+_log = get_logger("dispatch")
 
 _TIMER_TICK_NS = 1_000_000
 """Resolution of the loop's timers (uvloop rounds to milliseconds)."""
@@ -310,8 +314,14 @@ class Dispatcher:
         queue.drained(batch.rows, now)
         self._admission.release(queue.model, nbytes, len(live))
         for pending, start in zip(live, starts, strict=True):
-            if not pending.dropped:
+            if pending.dropped:
+                continue
+            try:
                 pending.on_result(rows, start)
+            except Exception:  # the edge: one reply must not cost the others theirs
+                _log.exception("reply_failed", model=queue.model)
+                text = f"'{queue.model}' gave an answer that cannot be sent"
+                pending.on_error(ModelFailed(text))
         self._settle(queue)
 
     def _live_of(self, batch: Batch) -> tuple[list[Pending], list[int]]:

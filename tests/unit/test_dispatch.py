@@ -182,6 +182,24 @@ class TestFailures:
         assert not port.sent
 
 
+    def test_a_reply_that_cannot_be_made_costs_the_others_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench = Bench()
+        clients = [bench.submit() for _ in range(3)]
+        broken = clients[1].pending
+        assert broken is not None
+
+        def break_down(rows: object, start: int) -> None:
+            raise IndexError("an output that is not there")
+
+        monkeypatch.setattr(broken, "on_result", break_down)
+        bench.succeed(bench.port())
+        assert [client.outcomes for client in clients] == [1, 1, 1]
+        assert isinstance(only_error(clients[1]), ModelFailed)
+        assert bench.admission.inflight_requests == 0
+
+
 class TestLostWorkers:
     def test_a_request_runs_again_and_is_given_up_after_the_last_attempt(self) -> None:
         bench = Bench(max_attempts=2)
