@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import grpc
 from grpc_tools import protoc
 
 from gateway.protocol import inference_pb2
 from tests import onnx_models
+from tests.certificates import HOST, Authority, Pair
+from tests.conformance import grpcio_client
+from tests.conformance.grpcio_client import Case, Seen
 from tests.conformance.tools import GHZ, H2SPEC, INTEROP, Unavailable
 from tests.gateway_process import free_port, gateway
 from tests.protocol.served import add_model, floats
@@ -133,19 +138,118 @@ def last_line(ran: subprocess.CompletedProcess[str]) -> str:
     return lines[-1] if lines else f"exit code {ran.returncode}"
 
 
+def _interop(result: Result, port: int, *more: str | Path) -> Result:
+    """Run cases of grpc-go's client against a server."""
+    client = INTEROP.path()
+    for case in INTEROP_CASES:
+        command: list[str | Path] = [client, "--server_host", "127.0.0.1", *more]
+        command += ["--server_port", str(port), "--test_case", case]
+        if case.startswith("orca"):
+            command += ["--service_config_json", json.dumps(ORCA)]
+        ran = run(command)
+        result.add(case, fault=last_line(ran) if ran.returncode else "")
+    return result
+
+
 def interop(transport: str) -> Result:
     """Run every case of grpc-go's interoperability client that needs no account."""
-    client = INTEROP.path()
-    result = Result("grpc-go interop client", INTEROP.version)
+    INTEROP.path()
     with interop_server(transport) as port:
-        for case in INTEROP_CASES:
-            command: list[str | Path] = [client, "--server_host", "127.0.0.1"]
-            command += ["--server_port", str(port), "--test_case", case]
-            if case.startswith("orca"):
-                command += ["--service_config_json", json.dumps(ORCA)]
-            ran = run(command)
-            result.add(case, fault=last_line(ran) if ran.returncode else "")
+        return _interop(Result("grpc-go interop client", INTEROP.version), port)
+
+
+def interop_tls(transport: str) -> Result:
+    """Run the same cases over TLS."""
+    INTEROP.path()
+    with tempfile.TemporaryDirectory(prefix="baton-tls-") as name:
+        authority = Authority(Path(name))
+        flags = ["--use_tls", "--use_test_ca", "--ca_file", authority.certificate]
+        flags += ["--server_host_override", HOST]
+        result = Result("grpc-go interop client, TLS", INTEROP.version)
+        with interop_server(transport, tls=_tls(authority.pair(HOST))) as port:
+            return _interop(result, port, *flags)
+
+
+def _tls(pair: Pair, client_ca: Path | None = None) -> dict[str, str]:
+    """Return the ``grpc.tls`` section."""
+    section = {"certificate": str(pair.certificate), "key": str(pair.key)}
+    return section | ({"client_ca": str(client_ca)} if client_ca else {})
+
+
+def _credentials(ca: Path, pair: Pair | None) -> grpc.ChannelCredentials:
+    key = pair.key.read_bytes() if pair else None
+    certificate = pair.certificate.read_bytes() if pair else None
+    return grpc.ssl_channel_credentials(ca.read_bytes(), key, certificate)
+
+
+def _grpcio(
+    transport: str,
+    result: Result,
+    calls: Callable[[str, grpc.ChannelCredentials | None, list[Case]], list[Seen]],
+) -> Result:
+    """Run grpcio's cases in clear text, over TLS, and with client certificates."""
+    asked = grpcio_client.cases()
+    empty = asked[:1]
+
+    def check(how: str, port: int, credentials: grpc.ChannelCredentials | None) -> None:
+        seen = calls(f"127.0.0.1:{port}", credentials, asked)
+        for case, found in zip(asked, seen, strict=True):
+            fault = grpcio_client.fault(case, found)
+            result.add(f"{how} {case.name}", fault=fault)
+
+    with tempfile.TemporaryDirectory(prefix="baton-tls-") as name:
+        authority = Authority(Path(name))
+        ca, server = authority.certificate, authority.pair(HOST)
+        client = authority.pair("client")
+        stranger = Authority(Path(name), "other").pair("stranger")
+        with interop_server(transport) as port:
+            check("clear text", port, None)
+        with interop_server(transport, tls=_tls(server)) as port:
+            check("TLS", port, _credentials(ca, None))
+        with interop_server(transport, tls=_tls(server, ca)) as port:
+            check("mTLS", port, _credentials(ca, client))
+            for who, pair in (("nobody", None), ("a stranger", stranger)):
+                address = f"127.0.0.1:{port}"
+                (seen,) = calls(address, _credentials(ca, pair), empty)
+                refused = seen.code == grpc.StatusCode.UNAVAILABLE
+                fault = "" if refused else f"{seen.code.name} {seen.details}"
+                result.add(f"mTLS refuses {who}", fault=fault)
     return result
+
+
+def grpcio_sync(transport: str) -> Result:
+    """Run the interoperability cases with grpcio's blocking client."""
+
+    def calls(
+        address: str, credentials: grpc.ChannelCredentials | None, asked: list[Case]
+    ) -> list[Seen]:
+        with (
+            grpc.secure_channel(address, credentials)
+            if credentials
+            else grpc.insecure_channel(address)
+        ) as channel:
+            return [grpcio_client.call_sync(channel, case) for case in asked]
+
+    return _grpcio(transport, Result("grpcio, blocking", grpc.__version__), calls)
+
+
+def grpcio_aio(transport: str) -> Result:
+    """Run the interoperability cases with grpcio's asyncio client."""
+
+    async def make(
+        address: str, credentials: grpc.ChannelCredentials | None, asked: list[Case]
+    ) -> list[Seen]:
+        async with (
+            grpc.aio.secure_channel(address, credentials)
+            if credentials
+            else grpc.aio.insecure_channel(address)
+        ) as channel:
+            return [await grpcio_client.call_aio(channel, case) for case in asked]
+
+    def calls(*how: Any) -> list[Seen]:
+        return asyncio.run(make(*how))
+
+    return _grpcio(transport, Result("grpcio, asyncio", grpc.__version__), calls)
 
 
 def h2spec(transport: str) -> Result:
@@ -274,6 +378,9 @@ def tritonclient(transport: str) -> Result:
 
 SUITES: dict[str, Callable[[str], Result]] = {
     "interop": interop,
+    "interop_tls": interop_tls,
+    "grpcio_sync": grpcio_sync,
+    "grpcio_aio": grpcio_aio,
     "h2spec": h2spec,
     "ghz": ghz,
     "h2load": h2load,

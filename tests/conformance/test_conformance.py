@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.suites import Result, ghz, h2load, h2spec, interop
+from tests.conformance.suites import (
+    Result,
+    ghz,
+    grpcio_aio,
+    grpcio_sync,
+    h2load,
+    h2spec,
+    interop,
+    interop_tls,
+)
 from tests.conformance.tools import ALL, BUILD_TIMEOUT_S, Unavailable
 from tests.transports import DEFAULT, LISTENERS
 
@@ -51,6 +60,14 @@ def attempt(suite: object, transport: str) -> Result:
 @pytest.mark.parametrize("suite", [interop, h2load, ghz])
 def test_every_case_passes(suite: object, transport: str) -> None:
     attempt(suite, transport)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(BUILD_TIMEOUT_S * len(ALL) + 120)
+@pytest.mark.usefixtures("_tools")
+@pytest.mark.parametrize("suite", [interop_tls, grpcio_sync, grpcio_aio])
+def test_every_case_passes_over_tls(suite: object) -> None:
+    attempt(suite, DEFAULT)
 
 
 @pytest.mark.slow
