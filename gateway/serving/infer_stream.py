@@ -40,7 +40,8 @@ class StreamExchange(Exchange):
     def on_result(self, rows: BatchRows, start: int) -> None:
         """Answer with the request's rows."""
         try:
-            name = self.service.ids.mint()
+            names = rows.names
+            name = names.pop() if names else rows.name(self.service.ids)
             parts, size = self.plan.reply(
                 rows, start, self.id_field, name, _FINAL_FIELD
             )

@@ -5,9 +5,13 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from gateway.clock import PredictionIds
 from gateway.serving.pending import RowTensor
 from workers.spec import ModelSpec
 from workers.wire import ROW_OFFSETS, WireTensor
+
+_NAMES = 32
+"""Ids minted at a time: a batch may have far more rows than requests."""
 
 
 class BatchRows:
@@ -23,6 +27,7 @@ class BatchRows:
             every row has as many; ``None`` elsewhere.
         shapes: The outputs' shapes without the batch dimension; with it where
             `plain` is ``None``.
+        names: Ids for the batch's replies, made when the first one wants one.
         plan: The last plan that cut a reply out of it, which is mostly the next,
         template: and what it used.
     """
@@ -31,6 +36,7 @@ class BatchRows:
         "_batch_rows",
         "_spec",
         "_tensors",
+        "names",
         "plain",
         "plan",
         "shapes",
@@ -43,6 +49,7 @@ class BatchRows:
         self._spec = spec
         self._tensors = tensors
         self._batch_rows = batch_rows
+        self.names: list[bytes] = []
         self.plan: object = None
         self.template: Any = None
         self.plain: list[tuple[memoryview, int]] | None = None
@@ -53,6 +60,12 @@ class BatchRows:
             self.shapes = tuple([t.dims[1:] for t in tensors])
         else:
             self.shapes = tuple([t.dims for t in tensors])
+
+    def name(self, ids: PredictionIds) -> bytes:
+        """Return an id for one more reply of the batch."""
+        if not self.names:
+            self.names = ids.mint_all(min(self._batch_rows, _NAMES))
+        return self.names.pop()
 
     def cut(self, start: int, end: int) -> list[RowTensor]:
         """Return rows `start` to `end` of every output, in spec order.

@@ -181,7 +181,6 @@ class TestFailures:
         assert isinstance(only_error(client), WorkerLost)
         assert not port.sent
 
-
     def test_a_reply_that_cannot_be_made_costs_the_others_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
