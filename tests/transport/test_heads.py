@@ -179,6 +179,7 @@ def test_a_timeout_of_nothing_has_passed(unit: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
+        "",
         "1",
         "S",
         "1s",
@@ -188,13 +189,8 @@ def test_a_timeout_of_nothing_has_passed(unit: str) -> None:
         "1.5S",
         " 1S",
         "1S ",
-        "1 S",
-        "1SS",
         "123456789S",
-        "0x1S",
         "1\u00b5",
-        "\u0661S",
-        "",
     ],
 )
 def test_what_is_no_timeout(value: str) -> None:
