@@ -98,9 +98,6 @@ def cases() -> list[Case]:
     total = pb.StreamingInputCallResponse(aggregated_payload_size=74_922)
     every = [pb.ResponseParameters(size=asked) for _, asked in SIZES]
     outputs = pb.StreamingOutputCallRequest(response_parameters=every)
-    plain = pb.EchoStatus(code=2, message="test status message")
-    special = pb.EchoStatus(code=2, message=SPECIAL)
-    unknown = {"code": Code.UNKNOWN, "details": plain.message}
     duplex, empty = "FullDuplexCall", pb.Empty()
     return [
         Case("empty_unary", "EmptyCall", [empty], [empty], streaming=False),
@@ -135,27 +132,7 @@ def cases() -> list[Case]:
             open=True,
             cancel_after=1,
         ),
-        Case(
-            "status_code_and_message",
-            "UnaryCall",
-            [pb.SimpleRequest(response_status=plain)],
-            streaming=False,
-            **unknown,
-        ),
-        Case(
-            "status_code_and_message, streaming",
-            duplex,
-            [pb.StreamingOutputCallRequest(response_status=plain)],
-            **unknown,
-        ),
-        Case(
-            "special_status_message",
-            "UnaryCall",
-            [pb.SimpleRequest(response_status=special)],
-            streaming=False,
-            code=Code.UNKNOWN,
-            details=SPECIAL,
-        ),
+        *_status_cases(duplex),
         Case(
             "custom_metadata",
             "UnaryCall",
@@ -262,3 +239,32 @@ async def call_aio(channel: grpc.aio.Channel, case: Case) -> Seen:
     initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
     found = tuple(initial or ()), tuple(trailing or ())
     return Seen(answers, code, details or "", *found)
+
+
+def _status_cases(duplex: str) -> list[Case]:
+    plain = pb.EchoStatus(code=2, message="test status message")
+    special = pb.EchoStatus(code=2, message=SPECIAL)
+    unknown = {"code": Code.UNKNOWN, "details": plain.message}
+    return [
+        Case(
+            "status_code_and_message",
+            "UnaryCall",
+            [pb.SimpleRequest(response_status=plain)],
+            streaming=False,
+            **unknown,
+        ),
+        Case(
+            "status_code_and_message, streaming",
+            duplex,
+            [pb.StreamingOutputCallRequest(response_status=plain)],
+            **unknown,
+        ),
+        Case(
+            "special_status_message",
+            "UnaryCall",
+            [pb.SimpleRequest(response_status=special)],
+            streaming=False,
+            code=Code.UNKNOWN,
+            details=SPECIAL,
+        ),
+    ]

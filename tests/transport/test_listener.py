@@ -292,7 +292,7 @@ def test_a_client_that_does_not_read_is_not_read(run: Run) -> None:
             assert connection._congested
             assert server.listener.server.statistics.calls == calls + 50
             waiting = sum(len(piece) for piece in connection.grpc.http2.out)
-            waiting += connection._transport.get_write_buffer_size()  # type: ignore[union-attr]
+            waiting += connection._transport.get_write_buffer_size()  # type: ignore
             assert waiting < 4 << 20
             size = 0
             async with asyncio.timeout(WAIT_S):
@@ -588,7 +588,7 @@ def test_bad_files_at_the_start_are_named(run: Run, tls: Tls, name: str) -> None
     (tls.folder / name).write_text("garbage")
 
     async def scenario() -> None:
-        listener = Listener(Methods({}, {}), GrpcConfig(tls=tls.files), now_ns)  # type: ignore[arg-type]
+        listener = Listener(Methods({}, {}), GrpcConfig(tls=tls.files), now_ns)
         with pytest.raises(ValueError, match=r"cannot use grpc.tls.certificate"):
             await listener.start(f"127.0.0.1:{free_port()}")
 
