@@ -341,6 +341,8 @@ class ServerConnection(asyncio.Protocol):
         """Do what time asks for: budget, keepalive, age, an overdue close."""
         http2 = self._http2
         http2.replenish(_BUDGET_SHARE)
+        if http2.failed and not self._closing_ns:
+            self._closing_ns = now  # not even the reason could be written yet
         if self._closing_ns:
             if now - self._closing_ns > _CLOSE_S * _NS:
                 self.abort()

@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 from gateway.clock import now_ns
 from gateway.config import GrpcConfig
 from gateway.rpc import Call, Methods
+from gateway.transport.frames import ErrorCode
 from gateway.transport.listener import Listener
 from tests.gateway_process import free_port
 from tests.transport import peer
@@ -300,6 +301,26 @@ def test_a_client_that_does_not_read_is_not_read(run: Run) -> None:
                     size += len(await slow.reader.read(1 << 20))
             slow.send(peer.reset(1))
             await until(lambda: server.listener.server.statistics.calls == calls + 51)
+
+    run(scenario())
+
+
+def test_a_client_that_breaks_the_protocol_and_does_not_read_is_cut(run: Run) -> None:
+    """What is written to it has some seconds to leave, with keepalive or without."""
+
+    async def scenario() -> None:
+        async with serving(keepalive_s=0, write_buffer_bytes=64 << 10) as server:
+            opening = PREFACE + peer.settings((peer.INITIAL_WINDOW, TOP))
+            client = await server.connect(opening + peer.window_update(0, TOP - 65_535))
+            client.writer.transport.pause_reading()
+            download = peer.headers(1, DOWNLOAD), peer.data(1, peer.message(b"x"))
+            client.send(*download)
+            await until(lambda: congested(server))
+            connection = congested(server)[0]
+            connection.end(ErrorCode.NO_ERROR, "as after a violation")
+            await until(lambda: connection._closing_ns)
+            server.clock.advance(6)
+            await until(lambda: not server.listener.connections)
 
     run(scenario())
 
