@@ -297,7 +297,12 @@ def victim(**config: Any) -> Iterator[Victim]:
                 wire.close()
     finally:
         process.terminate()
-        process.wait(10)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()  # so busy that it hears no signal
+            process.wait()
+        assert process.stdout is not None
         process.stdout.close()
 
 
