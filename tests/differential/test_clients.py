@@ -127,6 +127,8 @@ def test_a_cancelled_stream_reaches_the_handler_once(sides: Sides) -> None:
         caller = Caller(side, channel, STREAM)
         caller.send(b"one")
         caller.receive(1)
+        caller.send(b"never")
+        caller.wait("message of 5")
         caller.call.cancel()
         caller.wait("cancelled")
         return caller.seen()
