@@ -114,6 +114,35 @@ def compare(
 
 
 @app.command()
+def gpu(
+    *,
+    cpu_smoke: Annotated[
+        bool, typer.Option("--cpu-smoke", help="Tiny graphs on the CPU.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=0.2, help="Length of one measurement.")
+    ] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="In turns.")] = 3,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Capture CUDA graphs.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure the gateway on a GPU beside bare ONNX Runtime (ResNet-50, BERT-base)."""
+    from loadtest.gpu.run import run
+
+    raise typer.Exit(
+        run(
+            cpu_smoke=cpu_smoke,
+            seconds=seconds,
+            rounds=rounds,
+            cuda_graphs=cuda_graphs,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
 def peers(
     action: Annotated[str, typer.Argument(help="list or install.")],
     names: Annotated[
