@@ -18,7 +18,6 @@ from typing import cast
 from gateway.config import GrpcConfig
 from gateway.logs import get_logger
 from gateway.rpc import Methods
-from gateway.transport.frames import ErrorCode
 from gateway.transport.grpc import GrpcConnection, GrpcServer
 from gateway.transport.streams import Limits, TransportStatistics
 from gateway.transport.tls import Certificates
@@ -371,7 +370,3 @@ class ServerConnection(asyncio.Protocol):
         elif config.keepalive_s and silent_ns > config.keepalive_s * _NS:
             self._pinged_ns = now
             self._http2.ping(_KEEPALIVE)
-
-    def end(self, code: ErrorCode, reason: str) -> None:
-        """End the connection for a reason the client is told."""
-        self._http2.end(code, reason)

@@ -22,6 +22,10 @@ from gateway.transport.streams import (
     Violation,
 )
 
+_HEADERS_SLACK = 261
+"""Padding and priority of a HEADERS frame. What must be held whole until it is there
+may not be larger than the largest header block: nobody else counts it."""
+
 
 class Receiver(Control):
     """The part of a connection that takes bodies; see `Control` for the arguments."""
@@ -53,7 +57,12 @@ class Receiver(Control):
     ) -> int:
         """Take what is there of a large DATA frame; return where the rest begins."""
         end = len(data)
-        if kind != DATA or flags & PADDED or length <= MIN_FRAME_BYTES or start >= end:
+        if length <= MIN_FRAME_BYTES:
+            return start - frames.HEADER_BYTES
+        if kind != DATA and length > self.limits.max_header_bytes + _HEADERS_SLACK:
+            text = f"a frame of type {kind} with {length} bytes"
+            raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "frame_bytes")
+        if kind != DATA or flags & PADDED or start >= end:
             return start - frames.HEADER_BYTES
         self._data_id = raw_id & MAX_STREAM_ID
         self._data_ended = bool(flags & END_STREAM)

@@ -259,6 +259,20 @@ def test_a_frame_larger_than_allowed_is_not_waited_for(server: Victim) -> None:
     assert server.enforced("frame_bytes") == before + 1
 
 
+@pytest.mark.parametrize("kind", [1, 9, 0x20])
+def test_a_frame_that_must_be_whole_is_no_larger_than_headers(
+    server: Victim, kind: int
+) -> None:
+    """Only bodies may come in large frames: nothing else is handed on in pieces."""
+    before = server.enforced("frame_bytes")
+    wire = server.connect()
+    if kind == 9:
+        wire.send(peer.frame(1, 0, 1, ECHO))
+    wire.send((1 << 19).to_bytes(3, "big") + bytes((kind, 4, 0, 0, 0, 1)) + bytes(99))
+    assert wire.goaway() == ENHANCE_YOUR_CALM
+    assert server.enforced("frame_bytes") == before + 1
+
+
 def test_what_is_no_request_is_counted(server: Victim) -> None:
     before = server.enforced("malformed_headers")
     wire = server.connect()
