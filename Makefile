@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_SECONDS ?= 20
+FLOOR_CASES ?= m1-unary-c64
 
-.PHONY: setup demo test adversity tools conformance bench lint types imports check lock protos clean
+.PHONY: setup demo test adversity tools conformance bench floors lint types imports check lock protos clean
 
 setup: $(VENV)/.installed  ## the virtual environment, from the lock file
 
@@ -31,6 +32,9 @@ conformance: tools  ## every suite of others, against the own transport
 
 bench: setup  ## req/s per core and latency, beside a hand-written grpc.aio server
 	$(BIN)/python -m loadtest compare --short
+
+floors: setup  ## fails where Baton is below the floors of these cases (empty: all short ones)
+	$(BIN)/python -m loadtest compare $(FLOOR_CASES) --servers baton,naive --floors
 
 lint: setup
 	$(BIN)/ruff check
