@@ -204,6 +204,7 @@ class VersionQueue:
             QueueFull: With the time after which there should be room.
         """
         wait_ns = self.inflight_rows * self.pace_ns
+        wait_ns += min(wait_ns, self.run_ns)  # its own batch must be done as well
         if wait_ns > until_ns - now_ns:
             late_ms = max(1, (now_ns + wait_ns - until_ns) // 1_000_000)
             raise QueueFull(
