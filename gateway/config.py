@@ -56,7 +56,7 @@ class GrpcConfig(BaseModel):
     """First TCP port. 0 takes free ones and prints them."""
     transport: Literal["own", "grpcio"] = "own"
     """``own``: Baton's HTTP/2. ``grpcio``: the same service behind grpc.aio, some
-    30 times slower, to compare with; limits that say so are of ``own`` only."""
+    25 times slower, to compare with; limits that say so are of ``own`` only."""
     tls: TlsConfig | None = None
     """Certificate and key for TLS; without it connections are not encrypted."""
     unix_socket: Path | None = None
