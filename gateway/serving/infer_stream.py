@@ -8,7 +8,7 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
-from gateway.errors import Draining, GatewayError
+from gateway.errors import DeadlineExceeded, Draining, GatewayError
 from gateway.protocol.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -151,7 +151,8 @@ class InferStream:
         """Give a request its error: in its turn, or as the end of the stream."""
         if self._over:
             return
-        if self._grpc_errors:
+        late = isinstance(error, DeadlineExceeded) and self._stream.deadline_ns
+        if self._grpc_errors or late:  # the deadline was the stream's own
             self._end()
             self._stream.finish(error)
             return

@@ -317,7 +317,8 @@ def test_a_client_that_breaks_the_protocol_and_does_not_read_is_cut(run: Run) ->
             client.send(*download)
             await until(lambda: congested(server))
             connection = congested(server)[0]
-            connection.end(ErrorCode.NO_ERROR, "as after a violation")
+            http2 = connection.grpc.http2
+            http2.end(ErrorCode.NO_ERROR, "as after a violation")
             await until(lambda: connection._closing_ns)
             server.clock.advance(6)
             await until(lambda: not server.listener.connections)
