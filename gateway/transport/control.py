@@ -48,7 +48,6 @@ class Control(Sender):
     Attributes:
         failed: Nothing more is read; close once `out` is written.
         last_id: Highest stream the peer has opened.
-        pings_acked: PINGs of ours that were answered.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class Control(Sender):
         self.statistics = statistics
         self.failed = False
         self.last_id = 0
-        self.pings_acked = 0
         self.refuse_above = MAX_STREAM_ID
         self.first_id = 1  # streams from here on were opened in this read
         self._forgotten: dict[int, None] = {}
@@ -142,7 +140,7 @@ class Control(Sender):
             self.write(frames.reset(stream.id, code))
 
     def ping(self, payload: bytes) -> None:
-        """Send a PING of 8 bytes; its answer shows in `pings_acked`."""
+        """Send a PING of 8 bytes; whatever comes back shows that the peer lives."""
         self.write(frames.frame(frames.PING, 0, 0, payload))
 
     def forget(self, stream_id: int) -> None:
@@ -222,8 +220,6 @@ class Control(Sender):
             self.application.on_ping()
         elif payload == _DRAIN_PING:
             self.refuse_new()
-        else:
-            self.pings_acked += 1
 
     def _on_window_update(self, _flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:

@@ -333,7 +333,6 @@ class ServerConnection(asyncio.Protocol):
         if not self._drain_ns:
             self._drain_ns = self._listener.server.now_ns()
             self._http2.drain()
-            self._listener.wake(self)
             self._listener.server.soon(self.flush)
 
     def look(self, now: int) -> None:

@@ -10,7 +10,7 @@ import binascii
 from functools import lru_cache
 from uuid import uuid4
 
-from gateway.errors import Code, GatewayError
+from gateway.errors import GatewayError
 from gateway.logs import get_logger
 from gateway.rpc import Metadata
 from gateway.transport.frames import HeaderBlock
@@ -36,13 +36,6 @@ _PASSED = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
 class InternalError(GatewayError):
     """A bug of ours: the client gets an incident id, the log the traceback."""
-
-
-class Cancelled(GatewayError):
-    """The call was given up by its client."""
-
-    code = Code.CANCELLED
-    label = "cancelled"
 
 
 def incident(method: str) -> GatewayError:
