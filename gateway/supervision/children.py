@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,14 @@ _QUIET_S = 60.0
 """A child that lived this long starts over with the shortest pause."""
 _MAX_STILLBORN = 5
 """Deaths in a row of a child that was never healthy before the gateway gives up."""
+
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest that glibc takes
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+}
+"""glibc's allocator keeps up to 128 MiB that were freed, instead of giving every large
+message back to the kernel and having the next one's pages cleared and mapped anew:
+twice the rate of 600 KB images. What the environment says wins (mallopt(3))."""
 
 
 def next_backoff_s(
@@ -153,7 +162,9 @@ class Children:
 
     async def _run_once(self, child: Child) -> int:
         process = await asyncio.create_subprocess_exec(
-            *child.command(), stdin=asyncio.subprocess.DEVNULL
+            *child.command(),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=_ALLOCATOR | os.environ,
         )
         child.process = process
         child.pid = process.pid

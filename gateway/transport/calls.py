@@ -167,6 +167,9 @@ class UnaryCall(Call):
     def _gather(self, data: bytes, ended: bool) -> None:
         self.owner.give_back(self, len(data))
         try:
+            if self._reader is not None and not ended and self._reader.keep(data):
+                self._hold()  # what most frames of a large message are
+                return
             messages = self._read(data, ended=ended)
             if self._message is not None:
                 messages.insert(0, self._message)

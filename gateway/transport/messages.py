@@ -46,6 +46,21 @@ class MessageReader:
         self._need = PREFIX_BYTES
         self.held = 0
 
+    def keep(self, data: bytes) -> bool:
+        """Take body bytes if they go on with a message and do not complete it."""
+        chunks = self._chunks
+        held = self.held + len(data)
+        if not chunks or held >= self._need:
+            return False
+        if len(data) >= _SMALL_BYTES:
+            chunks.append(data)
+        elif isinstance(chunks[-1], bytearray):
+            chunks[-1] += data
+        else:
+            chunks.append(bytearray(data))
+        self.held = held
+        return True
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Take body bytes and yield every message they complete.
 
@@ -55,15 +70,12 @@ class MessageReader:
             Unsupported: A compressed message of an encoding we lack.
         """
         if self._chunks:
-            last = self._chunks[-1]
-            if len(data) >= _SMALL_BYTES:
-                self._chunks.append(data)
-            elif isinstance(last, bytearray):
-                last += data
-            else:
-                self._chunks.append(bytearray(data))
+            if self.keep(data):
+                return
+            self._chunks.append(data)
             self.held += len(data)
-            if self.held < self._need:
+            if self.held == self._need > PREFIX_BYTES <= len(self._chunks[0]):
+                yield self._whole()
                 return
             data = b"".join(self._chunks)
             self._chunks.clear()
@@ -87,6 +99,15 @@ class MessageReader:
         self.held = end - position
         if self.held:
             self._chunks.append(data[position:] if position else data)
+
+    def _whole(self) -> bytes:
+        """Join the one message that the chunks are; a large one is copied once."""
+        first, *rest = self._chunks
+        message = b"".join((memoryview(first)[PREFIX_BYTES:], *rest))
+        self._chunks.clear()
+        self._need = PREFIX_BYTES
+        self.held = 0
+        return self._unpack(first[0], message) if first[0] else message
 
     def _unpack(self, flag: int, message: bytes) -> bytes:
         if flag != 1:
