@@ -55,7 +55,8 @@ class Driver:
         self._request = request
         self._record = record
         self._deadline_ns = round(load.deadline_ms * 1e6)
-        self._length = load.messages * (PREFIX_BYTES + load.reply_bytes)
+        size = PREFIX_BYTES + load.reply_bytes
+        self._length = load.messages * size if load.reply_bytes else 0
         self._expected = load.expected()
         self._until_check = load.check_every
         self._random = random.Random(load.seed)

@@ -196,13 +196,20 @@ CASES: tuple[Case, ...] = (
         )
         for model in ("M4", "M5")
     ),
-    Case(
-        "overload-10x",
-        M4,  # slow enough for a client to ask ten times as much
-        STREAMS,
-        (Target("goodput_share", 0.90),),
-        client="own",
-        kind="overload",
+    *(
+        Case(
+            name,
+            # slow enough for a client to ask ten times as much
+            Setup(("M4",), cores=cores, needs_cores=2),
+            STREAMS,
+            targets,
+            client="own",
+            kind="overload",
+        )
+        for name, cores, targets in (
+            ("overload-10x", 0, (Target("goodput_share", 0.90),)),
+            ("overload-10x-one-core", 1, ()),  # a front that refuses takes from M4
+        )
     ),
     Case(
         "large-tensors",
