@@ -10,10 +10,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from gateway.errors import Code, DeadlineExceeded, GatewayError, TooLarge
+from gateway.errors import DeadlineExceeded, GatewayError, TooLarge
 from gateway.rpc import Buffer, Metadata, StreamHandler
 from gateway.transport.heads import Head
-from gateway.transport.messages import BadMessage, MessageReader
+from gateway.transport.messages import (
+    PREFIXES,
+    BadMessage,
+    Cardinality,
+    MessageReader,
+    message_prefix,
+)
 from gateway.transport.status import (
     EXPIRED,
     HEADERS,
@@ -28,24 +34,9 @@ from gateway.transport.streams import Stream
 if TYPE_CHECKING:
     from gateway.transport.grpc import GrpcConnection
 
-_SMALL = 4096
-
-
-def message_prefix(size: int) -> bytes:
-    """Return what precedes an uncompressed message of so many bytes."""
-    return b"\0" + size.to_bytes(4, "big")
-
-
-_PREFIXES = [message_prefix(size) for size in range(_SMALL)]
+_KEPT = len(PREFIXES)
 _ENTRY_BYTES = 64
 """What a message that waits costs beside its bytes, so that small ones count."""
-
-
-class Cardinality(GatewayError):
-    """A unary call with no message, or with more than one."""
-
-    code = Code.UNIMPLEMENTED
-    label = "cardinality"
 
 
 class Call(Stream):
@@ -209,7 +200,7 @@ class UnaryCall(Call):
         if self.initial_metadata or self.trailing_metadata:
             head = response_headers(self.initial_metadata)
             tail = trailers(None, self.trailing_metadata)
-        prefix = _PREFIXES[size] if size < _SMALL else message_prefix(size)
+        prefix = PREFIXES[size] if size < _KEPT else message_prefix(size)
         self.owner.http2.respond(self, head, (prefix, *parts), size + 5, tail)
         self.on_cancel = None
         if self._reader is not None or self.expires_ns:
@@ -358,7 +349,7 @@ class StreamingCall(Call):
             self._begun = True
             http2.send_headers(self, response_headers(self.initial_metadata))
         size = len(message)
-        prefix = _PREFIXES[size] if size < _SMALL else message_prefix(size)
+        prefix = PREFIXES[size] if size < _KEPT else message_prefix(size)
         http2.send_data(self, (prefix, message), size + 5)
         if not self.reporting:
             self.reporting = True

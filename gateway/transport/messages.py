@@ -19,11 +19,27 @@ _SMALL_BYTES = 1024
 would cost 28 times what they hold."""
 
 
+def message_prefix(size: int) -> bytes:
+    """Return what precedes an uncompressed message of so many bytes."""
+    return b"\0" + size.to_bytes(4, "big")
+
+
+PREFIXES = [message_prefix(size) for size in range(4096)]
+"""Of the messages that most calls send."""
+
+
 class BadMessage(GatewayError):
     """The body is no sequence of messages."""
 
     code = Code.INTERNAL
     label = "bad_message"
+
+
+class Cardinality(GatewayError):
+    """A unary call with no message, or with more than one."""
+
+    code = Code.UNIMPLEMENTED
+    label = "cardinality"
 
 
 class MessageReader:
