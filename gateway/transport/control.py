@@ -291,6 +291,12 @@ class Control(Sender):
 
 def unpad(payload: bytes) -> bytes:
     """Take the padding off a DATA or HEADERS payload (RFC 9113, 6.1)."""
-    if not payload or payload[0] >= len(payload):
+    size = len(payload)
+    return payload[1 : size - pad_length(payload[0] if payload else 0, size)]
+
+
+def pad_length(padding: int, size: int) -> int:
+    """Return the bytes of padding, if a payload of `size` bytes has room for them."""
+    if padding >= size:
         raise Violation(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
-    return payload[1 : len(payload) - payload[0]]
+    return padding

@@ -39,6 +39,7 @@ from gateway.transport.streams import (
     Malformed,
     TransportStatistics,
     Violation,
+    gather,
 )
 
 _MAX_HEADS = 256
@@ -67,7 +68,7 @@ class Connection(Receiver):
         wake: Callable[[], None],
     ) -> None:
         super().__init__(application, limits, statistics, wake)
-        self._chunks: list[bytes] = []  # of a frame that is not whole yet
+        self._chunks: list[bytes | bytearray] = []  # of a frame that is not whole yet
         self._have = 0
         self._need = 0
         self._preface_due = True
@@ -114,10 +115,11 @@ class Connection(Receiver):
             if self._data_left:
                 position = self._more_data(data)
             elif self._chunks:
-                self._chunks.append(data)
                 self._have += len(data)
                 if self._have < self._need:
+                    gather(self._chunks, data)
                     return  # joined once, however small the pieces it comes in
+                self._chunks.append(data)
                 data = b"".join(self._chunks)
                 self._chunks.clear()
             if self._preface_due:

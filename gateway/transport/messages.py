@@ -9,14 +9,12 @@ import zlib
 from collections.abc import Iterator
 
 from gateway.errors import Code, GatewayError, TooLarge, Unsupported
+from gateway.transport.streams import gather
 
 PREFIX_BYTES = 5
 _GZIP_WBITS, _ZLIB_WBITS = 31, 15
 ENCODINGS = {b"identity": 0, b"gzip": _GZIP_WBITS, b"deflate": _ZLIB_WBITS}
 """Message encodings we decode, with zlib's word for each (RFC 1952, RFC 1950)."""
-_SMALL_BYTES = 1024
-"""Pieces below this size are gathered: as objects of their own, pieces of two bytes
-would cost 28 times what they hold."""
 
 
 def message_prefix(size: int) -> bytes:
@@ -68,12 +66,7 @@ class MessageReader:
         held = self.held + len(data)
         if not chunks or held >= self._need:
             return False
-        if len(data) >= _SMALL_BYTES:
-            chunks.append(data)
-        elif isinstance(chunks[-1], bytearray):
-            chunks[-1] += data
-        else:
-            chunks.append(bytearray(data))
+        gather(chunks, data)
         self.held = held
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.transport import frames
-from gateway.transport.control import Control, unpad
+from gateway.transport.control import Control, pad_length, unpad
 from gateway.transport.frames import (
     DATA,
     END_STREAM,
@@ -40,6 +40,7 @@ class Receiver(Control):
         super().__init__(application, limits, statistics, wake)
         self._window = limits.connection_window_bytes
         self._data_left = 0  # of a frame that is not whole yet
+        self._data_pad = 0  # of its bytes, at the end
         self._data_id = 0
         self._data_ended = False
 
@@ -62,19 +63,23 @@ class Receiver(Control):
         if kind != DATA and length > self.limits.max_header_bytes + _HEADERS_SLACK:
             text = f"a frame of type {kind} with {length} bytes"
             raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "frame_bytes")
-        if kind != DATA or flags & PADDED or start >= end:
+        if kind != DATA or start >= end:
             return start - frames.HEADER_BYTES
+        padded = bool(flags & PADDED)
+        self._data_pad = pad_length(data[start], length) if padded else 0
         self._data_id = raw_id & MAX_STREAM_ID
         self._data_ended = bool(flags & END_STREAM)
         self._data_left = length - (end - start)
-        self._some_data(self._data_id, data[start:], end - start, ended=False)
+        piece = data[start + padded : start + length - self._data_pad]
+        self._some_data(self._data_id, piece, end - start, ended=False)
         return end
 
     def _more_data(self, data: bytes) -> int:
         """Go on with a DATA frame; return where it ends."""
         size = min(self._data_left, len(data))
+        body = min(size, max(0, self._data_left - self._data_pad))
         self._data_left -= size
-        piece = data if size == len(data) else data[:size]
+        piece = data if body == len(data) else data[:body]
         ended = self._data_ended and not self._data_left
         self._some_data(self._data_id, piece, size, ended=ended)
         return size

@@ -9,6 +9,20 @@ from typing import Any, Protocol
 from gateway.transport.frames import ErrorCode, HeaderBlock
 from gateway.transport.hpack_tables import Header
 
+_SMALL_BYTES = 1024
+"""Pieces below this size are gathered: as objects of their own, pieces of two bytes
+would cost 28 times what they hold."""
+
+
+def gather(chunks: list[bytes | bytearray], data: bytes) -> None:
+    """Put a piece behind others that wait for more; there is one at least."""
+    if len(data) >= _SMALL_BYTES:
+        chunks.append(data)
+    elif isinstance(chunks[-1], bytearray):
+        chunks[-1] += data
+    else:
+        chunks.append(bytearray(data))
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -375,6 +375,34 @@ def test_a_large_frame_is_delivered_as_it_comes() -> None:
     assert session.opened[0].told() == (session.opened[0].head, body, 1, 0)
 
 
+@pytest.mark.parametrize("padding", [0, 1, 255])
+def test_a_large_padded_frame_is_delivered_as_it_comes(padding: int) -> None:
+    """Held until it is whole, nobody would count it; it may be 1 MiB."""
+    body = random.Random(1).randbytes(100_000)
+    payload = bytes((padding,)) + body + bytes(padding)
+    sent = frame(DATA, PADDED | END_STREAM, 1, payload)
+    for at in (9, 10, 50_000, len(sent) - padding, len(sent) - padding // 2):
+        session = with_stream()
+        session.feed(sent[:at])
+        assert session.opened[0].body == body[: max(0, at - 10)]
+        session.feed(sent[at:], peer.headers(3, BLOCK))
+        assert session.opened[0].told() == (session.opened[0].head, body, 1, 0)
+        assert session.opened[0].unread - session.opened[0].consumed == 0
+        assert len(session.opened) == 2
+
+
+def test_a_frame_in_pieces_of_two_bytes_takes_what_it_holds() -> None:
+    session = with_stream()
+    sent = peer.data(1, bytes(16_384), end=True)
+    for at in range(0, len(sent) - 2, 2):
+        session.feed(sent[at : at + 2])
+    held = session.connection._chunks
+    assert sum(map(len, held)) > 16_384
+    assert len(held) < 4
+    session.feed(sent[-1:])
+    assert session.opened[0].told() == (session.opened[0].head, bytes(16_384), 1, 0)
+
+
 def test_a_header_block_that_was_remembered_may_come_to_mean_something_else() -> None:
     """The dynamic table shifts under a block that refers to it."""
     session = opened()
