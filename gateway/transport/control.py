@@ -169,6 +169,7 @@ class Control(Sender):
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise Violation(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        self.spend("settings")
         if flags & ACK:
             if payload:
                 text = "a SETTINGS acknowledgement with a payload"
@@ -177,7 +178,6 @@ class Control(Sender):
         if len(payload) % 6:
             text = f"SETTINGS of {len(payload)} bytes"
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, text)
-        self.spend("settings")
         window = self.initial_window
         for key, value in struct.iter_unpack(">HI", payload):
             self.spend("settings")
@@ -214,8 +214,8 @@ class Control(Sender):
         if len(payload) != 8:
             text = f"PING of {len(payload)} bytes"
             raise Violation(ErrorCode.FRAME_SIZE_ERROR, text)
+        self.spend("ping")
         if not flags & ACK:
-            self.spend("ping")
             self.write(frames.frame(frames.PING, ACK, 0, payload))
             self.application.on_ping()
         elif payload == _DRAIN_PING:

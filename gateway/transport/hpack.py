@@ -51,6 +51,8 @@ class Decoder:
         self._table: list[_Entry] = [*_BLANK, *_STATIC_ENTRIES]
         self.changes = 0
         """Grows whenever the dynamic table changes: insertion, eviction, new limit."""
+        self.list_bytes = 0
+        """Size of the last header list, counted as `max_list_bytes` is."""
 
     def decode(self, block: bytes) -> list[Header] | None:
         """Read one whole header block.
@@ -96,6 +98,7 @@ class Decoder:
             raise HpackError(
                 "a block cut short, or an index beyond the table"
             ) from None
+        self.list_bytes = self._max_list_bytes - room
         return headers if room >= 0 else None
 
     def _entry(self, index: int) -> _Entry:

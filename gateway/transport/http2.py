@@ -44,6 +44,8 @@ from gateway.transport.streams import (
 
 _MAX_HEADS = 256
 """Header blocks remembered per connection; a stock client repeats a handful."""
+_MAX_HEADS_BYTES = 1 << 16
+"""Of their lists together: nobody else counts them."""
 _HTTP1 = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\n"
     b"connection: close\r\n\r\nThis port speaks gRPC, which needs HTTP/2.\n"
@@ -76,6 +78,7 @@ class Connection(Receiver):
         self._decoder = Decoder(max_list_bytes=limits.max_header_bytes)
         self._heads: dict[bytes, Any] = {}
         self._heads_at = 0
+        self._heads_bytes = 0
         self._heads_stale = False
         self._block: list[bytes] = []
         self._block_flags = 0
@@ -271,6 +274,7 @@ class Connection(Receiver):
             self.stream_error(stream_id, ErrorCode.REFUSED_STREAM)
             return
         if stream_id > self.refuse_above:
+            self.spend("late_stream")
             return  # the peer knows from GOAWAY that it was not served
         self.statistics.calls += 1
         stream = self.application.open(stream_id, head, bool(flags & END_STREAM))
@@ -293,10 +297,12 @@ class Connection(Receiver):
         decoder = self._decoder
         headers = decoder.decode(block)
         self._heads_stale = decoder.changes != self._heads_at
-        if self._heads_stale:
+        self._heads_bytes += decoder.list_bytes
+        if self._heads_stale or (
+            len(self._heads) >= _MAX_HEADS or self._heads_bytes > _MAX_HEADS_BYTES
+        ):
             self._heads_at = decoder.changes
-            self._heads.clear()
-        elif len(self._heads) >= _MAX_HEADS:
+            self._heads_bytes = decoder.list_bytes
             self._heads.clear()
         return headers
 

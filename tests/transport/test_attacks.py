@@ -149,6 +149,8 @@ FLOODS = {
         for n in odd(FLOOD // 2)
     ),
     "resets of what is reset": peer.headers(1, STREAM) + peer.reset(1) * FLOOD,
+    "acknowledgements of pings": peer.ping(ack=True) * FLOOD,
+    "acknowledgements of settings": frame(peer.SETTINGS, peer.ACK, 0) * FLOOD,
     "goaways": frame(peer.GOAWAY, 0, 0, bytes(8)) * FLOOD,
 }
 
@@ -241,6 +243,18 @@ def test_headers_that_unfold(server: Victim) -> None:
         statuses = [f for f in wire.frames() if f.kind == HEADERS]
         assert all(b"grpc-status\x018" in f.payload for f in statuses[2:])
     assert server.enforced("header_bytes") >= before + 200
+
+
+def test_large_headers_that_are_always_others(server: Victim) -> None:
+    """Of what a connection may repeat, no more is remembered than it could need."""
+    large = b"\x00\x01a\x7f\x99\x74" + b"a" * (15_000 - 9)
+    with server.bounded(cpu_s=4, rss_mb=60):
+        for _ in range(20):
+            wire = server.connect()
+            for number in odd(250):
+                encoded = ECHO + large + b"%09d" % number
+                wire.send(opened(encoded, number, body=b"x"))
+            wire.wait(b"\0\0\x01\xf3")
 
 
 def test_a_block_larger_than_allowed_ends_the_connection(server: Victim) -> None:

@@ -961,6 +961,8 @@ def test_a_drain_has_two_steps() -> None:
     for stream in session.opened:
         connection.respond(stream, HEAD, (b"",), 0, TAIL)
     assert connection.drained()
+    session.feed(*(peer.headers(n, BLOCK) for n in range(7, 20_000, 2)))
+    assert connection.failed  # nobody who heard it goes on like this
 
 
 def test_a_drain_goes_on_without_the_answer_to_its_ping() -> None:
