@@ -21,7 +21,7 @@ class Certificates:
         config: Certificate, key, and who may connect.
 
     Attributes:
-        context: Offers HTTP/2 alone (ALPN ``h2``), TLS 1.2 or later.
+        context: To listen with. Offers HTTP/2 alone (ALPN ``h2``), TLS 1.2 or later.
 
     Raises:
         ValueError: The files cannot be used.
@@ -30,7 +30,15 @@ class Certificates:
     def __init__(self, config: TlsConfig) -> None:
         self._config = config
         self._seen = self._stamp()
-        self.context = self._make()
+        self._current = self.context = self._make()
+        # A context cannot be rid of an authority it trusts, nor a server of its
+        # context: each handshake is given the one that is current.
+        self.context.sni_callback = self._take_current
+
+    def _take_current(
+        self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext
+    ) -> None:
+        handshake.context = self._current
 
     def _make(self) -> ssl.SSLContext:
         config = self._config
@@ -74,10 +82,7 @@ class Certificates:
             return
         self._seen = seen
         try:
-            self._make()  # all of it must be good before any of it is used
-            self._load(self.context)
-            if self._config.client_ca is not None:
-                self.context.load_verify_locations(self._config.client_ca)
+            self._current = self._make()
         except ValueError as error:
             _log.error("certificate_not_reloaded", reason=str(error))
         else:

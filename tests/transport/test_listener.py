@@ -605,6 +605,41 @@ def test_a_new_certificate_is_for_new_connections_and_garbage_for_none(
     run(scenario())
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_an_authority_that_was_replaced_is_trusted_no_more(
+    run: Run, tls: Tls, version: ssl.TLSVersion
+) -> None:
+    other = Authority()
+    clients = tls.folder / "clients.pem"
+    tls.authority.write(clients)
+    other.issue("newcomer", tls.folder)
+
+    def context(name: str) -> ssl.SSLContext:
+        made = tls.context(name)
+        made.minimum_version = made.maximum_version = version
+        return made
+
+    async def scenario() -> None:
+        async with serving(tls={**tls.files, "client_ca": str(clients)}) as server:
+            certificates = server.listener._certificates
+            assert certificates is not None
+            before = await server.connect(context=context("client"))
+            await before.echo(1)
+            other.write(clients)
+            await until(lambda: certificates._seen == certificates._stamp())
+            after = await server.connect(context=context("newcomer"))
+            await after.echo(1)
+            assert tls_of(after).selected_alpn_protocol() == "h2"
+            with suppress(OSError):  # TLS 1.3 tells it with the first read
+                refused = await server.connect(context=context("client"))
+                await refused.end()
+                assert refused.received == b""
+            await before.echo(3)
+            assert server.listener.server.statistics.accepted == 2
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("name", ["server.pem", "server.key"])
 def test_bad_files_at_the_start_are_named(run: Run, tls: Tls, name: str) -> None:
     (tls.folder / name).write_text("garbage")
