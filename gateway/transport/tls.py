@@ -54,6 +54,9 @@ class Certificates:
                     f"cannot use grpc.tls.client_ca {config.client_ca}: {error}"
                 ) from None
             context.verify_mode = ssl.CERT_REQUIRED
+            # A session that is resumed is not asked for its certificate again.
+            context.options |= ssl.OP_NO_TICKET
+            context.num_tickets = 0
         return context
 
     def _load(self, context: ssl.SSLContext) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -636,6 +637,37 @@ def test_an_authority_that_was_replaced_is_trusted_no_more(
                 assert refused.received == b""
             await before.echo(3)
             assert server.listener.server.statistics.accepted == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_who_must_show_a_certificate_shows_it_every_time(
+    run: Run, tls: Tls, version: ssl.TLSVersion
+) -> None:
+    """A resumed session would outlive the trust in its certificate."""
+    context = tls.context("client")
+    context.minimum_version = context.maximum_version = version
+
+    def visit(
+        port: int, session: ssl.SSLSession | None
+    ) -> tuple[ssl.SSLSession | None, bool | None]:
+        with (
+            socket.create_connection(("127.0.0.1", port), WAIT_S) as plain,
+            context.wrap_socket(
+                plain, server_hostname="localhost", session=session
+            ) as client,
+        ):
+            client.sendall(OPENING)
+            assert client.recv(1)
+            return client.session, client.session_reused
+
+    async def scenario() -> None:
+        files = {**tls.files, "client_ca": str(tls.folder / "ca.pem")}
+        async with serving(tls=files) as server:
+            session, _ = await asyncio.to_thread(visit, server.port, None)
+            _, resumed = await asyncio.to_thread(visit, server.port, session)
+            assert resumed is False
 
     run(scenario())
 
