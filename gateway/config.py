@@ -91,7 +91,8 @@ class GrpcConfig(BaseModel):
     """A client that has sent nothing for this long is asked whether it is there; 0
     for never. ``own`` only, like all that follow."""
     keepalive_timeout_s: Count = 20
-    """Time it has to answer before its connection is closed."""
+    """Time it has to answer before its connection is closed; also for a TLS handshake,
+    and for a new client to say that it speaks HTTP/2."""
     max_connections: Count = 20_000
     """Connections of one front; more are closed as they come."""
     max_connection_bytes: Bytes = 128 << 20

@@ -60,6 +60,9 @@ class Connection(Receiver):
         limits: What the peer may ask.
         statistics: Where calls and enforced limits are counted.
         wake: Called when `out` gets something while it was empty.
+
+    Attributes:
+        preface_due: The client has not said that it speaks HTTP/2.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Connection(Receiver):
         self._chunks: list[bytes | bytearray] = []  # of a frame that is not whole yet
         self._have = 0
         self._need = 0
-        self._preface_due = True
+        self.preface_due = True
         self._expect: int | None = frames.SETTINGS
         self._decoder = Decoder(max_list_bytes=limits.max_header_bytes)
         self._heads: dict[bytes, Any] = {}
@@ -125,7 +128,7 @@ class Connection(Receiver):
                 self._chunks.append(data)
                 data = b"".join(self._chunks)
                 self._chunks.clear()
-            if self._preface_due:
+            if self.preface_due:
                 if not self._take_preface(data):
                     return
                 position = len(frames.PREFACE)
@@ -218,7 +221,7 @@ class Connection(Receiver):
         """Return whether the client's preface is there; refuse what is none."""
         size = len(frames.PREFACE)
         if data[:size] == frames.PREFACE:
-            self._preface_due = False
+            self.preface_due = False
             self._wake()
             return True
         if not frames.PREFACE.startswith(data[:size]):

@@ -112,8 +112,14 @@ class Listener:
             context = self._certificates.context
         host, _, port = address.rpartition(":")
         sock = _bind(host.strip("[]"), int(port))
-        create = self._loop.create_server
-        server = await create(self._connect, sock=sock, ssl=context, backlog=_BACKLOG)
+        handshake_s = self._config.keepalive_timeout_s if context else None
+        server = await self._loop.create_server(
+            self._connect,
+            sock=sock,
+            ssl=context,
+            backlog=_BACKLOG,
+            ssl_handshake_timeout=handshake_s,
+        )
         self._servers.append(server)
         self._tick = self._loop.call_later(_TURN_S / _TICKS, self._look)
 
@@ -251,6 +257,7 @@ class ServerConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._congested = False
         self._closing_ns = 0
+        self._made_ns = 0
         self._read_ns = 0
         self._pinged_ns = 0
         self._retire_ns = 0
@@ -263,7 +270,7 @@ class ServerConnection(asyncio.Protocol):
         """Wait for the client's preface: ours is written once it is there."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport.set_write_buffer_limits(high=self._config.write_buffer_bytes)
-        self._read_ns = self._listener.server.now_ns()
+        self._made_ns = self._read_ns = self._listener.server.now_ns()
         age_s = self._config.max_connection_age_s
         if age_s:
             spread = random.uniform(-_AGE_JITTER, _AGE_JITTER)  # noqa: S311
@@ -362,7 +369,11 @@ class ServerConnection(asyncio.Protocol):
         """Ask a silent client whether it is there; close if it does not answer."""
         config = self._config
         silent_ns = now - self._read_ns
-        if self._pinged_ns > self._read_ns:
+        if self._http2.preface_due:  # however much of it has come by and by
+            if now - self._made_ns > config.keepalive_timeout_s * _NS:
+                self._listener.server.statistics.enforced("preface")
+                self.abort()
+        elif self._pinged_ns > self._read_ns:
             if now - self._pinged_ns > config.keepalive_timeout_s * _NS:
                 self._listener.server.statistics.enforced("keepalive")
                 self.abort()

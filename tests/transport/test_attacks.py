@@ -18,7 +18,7 @@ all the while (`Victim.bounded`). What stops it shows in `TransportStatistics.li
 | write_buffer_bytes      | a_client_that_reads_nothing      | none: it waits     |
 | max_continuation_frames | headers_without_end              | continuations      |
 | max_idle_frames         | frames_without_progress          | idle_frames        |
-| keepalive_s, _timeout_s | `test_listener`                  | keepalive          |
+| keepalive_s, _timeout_s | `test_listener`                  | keepalive, preface |
 | max_connection_age_s    | `test_listener`                  | connection_age     |
 
 Frames above what we announce (frame_bytes) and header lists that are no request

@@ -199,6 +199,38 @@ def test_a_silent_client_is_asked_and_then_closed(run: Run) -> None:
     run(scenario())
 
 
+def test_a_client_must_say_in_time_that_it_speaks_http_2(run: Run) -> None:
+    """Bytes that dribble in are no sign of life; pings are not asked for either."""
+
+    async def scenario() -> None:
+        async with serving(keepalive_s=0, keepalive_timeout_s=20) as server:
+            late, silent = await server.connect(PREFACE[:3]), await server.connect(b"")
+            client = await server.connect()
+            await client.echo(1)
+            await until(lambda: len(server.listener.connections) == 3)
+            server.clock.advance(19)
+            late.send(PREFACE[3:5])
+            await client.echo(3)
+            assert server.limits == {}
+            server.clock.advance(2)
+            await late.end()
+            await silent.end()
+            assert server.limits == {"preface": 2}
+            await client.echo(5)
+
+    run(scenario())
+
+
+def test_a_tls_handshake_must_end_in_time(run: Run, tls: Tls) -> None:
+    async def scenario() -> None:
+        async with serving(tls=tls.files, keepalive_timeout_s=1) as server:
+            stalled = await server.connect(b"\x16\x03\x01")
+            await stalled.end()  # by the loop's clock, not the listener's
+            await (await server.connect(context=tls.context())).echo(1)
+
+    run(scenario())
+
+
 def test_a_client_that_talks_is_not_asked(run: Run) -> None:
     async def scenario() -> None:
         async with serving(keepalive_s=60, keepalive_timeout_s=20) as server:
