@@ -162,6 +162,16 @@ class GrpcConnection:
                 f"unfinished messages of all clients exceed {limit} bytes"
             )
 
+    def expire_unfinished(self, now_ns: int) -> None:
+        """End calls whose deadline came before their message: no handler has them."""
+        for call in tuple(self.http2.streams.values()):
+            if (
+                isinstance(call, Call)
+                and 0 < call.deadline_ns < now_ns
+                and not (call.over or call.remote_closed)
+            ):
+                call.expire()
+
     def on_ping(self) -> None:
         """End a connection that pings too often while no call makes progress."""
         server = self.server

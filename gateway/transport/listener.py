@@ -343,9 +343,11 @@ class ServerConnection(asyncio.Protocol):
             self._listener.server.soon(self.flush)
 
     def look(self, now: int) -> None:
-        """Do what time asks for: budget, keepalive, age, an overdue close."""
+        """Do what time asks for: budget, deadlines, keepalive, age, a late close."""
         http2 = self._http2
         http2.replenish(_BUDGET_SHARE)
+        if http2.streams:
+            self.grpc.expire_unfinished(now)
         if http2.failed and not self._closing_ns:
             self._closing_ns = now  # not even the reason could be written yet
         if self._closing_ns:

@@ -73,8 +73,10 @@ class Server:
             unary={
                 "/test.S/Echo": lambda call, message: call.reply(message),
                 "/test.S/Never": lambda call, message: self.kept.append(call),
+                "/test.S/Own": lambda call, message: self.kept.append(call),
             },
             streams={"/test.S/Stream": Echo, "/test.S/Download": Download},
+            own_deadline=frozenset({"/test.S/Own"}),
         )
         self.listener = Listener(methods, GrpcConfig(**config), self.clock)
         self.port = free_port()
@@ -302,6 +304,31 @@ def test_deadlines_end_calls_that_their_handlers_leave_alone(run: Run) -> None:
 
 def congested(server: Server) -> list[Any]:
     return [c for c in server.listener.connections if c._congested]
+
+
+@pytest.mark.parametrize("method", ["Echo", "Own"])
+def test_deadlines_end_calls_whose_message_never_comes(run: Run, method: str) -> None:
+    """Also of methods that mind the deadline themselves: they know of no call yet."""
+    fields = peer.grpc_fields(f"/test.S/{method}", [("grpc-timeout", "5S")])
+    begun = peer.message(b"all of it")[:-1]
+
+    async def scenario() -> None:
+        async with serving() as server:
+            client = await server.connect()
+            client.send(peer.headers(1, peer.block(fields)))
+            client.send(peer.headers(3, peer.block(fields)), peer.data(3, begun))
+            await client.echo(5)
+            statistics = server.listener.server.statistics
+            assert statistics.buffered_bytes == len(begun)
+            server.clock.advance(6)
+            for number in (1, 3):
+                ended = await client.frame(peer.HEADERS)
+                assert ended.stream == number
+                assert b"grpc-status\x014" in ended.payload
+            await until(lambda: not statistics.buffered_bytes)
+            assert server.kept == []
+
+    run(scenario())
 
 
 def test_a_client_that_does_not_read_is_not_read(run: Run) -> None:
