@@ -303,6 +303,7 @@ class StreamingCall(Call):
                     self._waiting -= len(message) + _ENTRY_BYTES
                 handler.on_message(message)
             if self._ended and not self.over:
+                self._ended = False  # said once, though more than one turn may end here
                 handler.on_half_close()
         except Exception:  # the edge, as above
             self._finish(incident(self.head.path))
