@@ -219,7 +219,7 @@ def check_request(headers: tuple[Header, ...]) -> dict[bytes, bytes]:
     """Check a request's header list and return its fields, the first of each name.
 
     Raises:
-        Malformed: It breaks a rule of RFC 9113, 8.2 or 8.3.
+        Malformed: It breaks a rule of RFC 9113, 8.2 or 8.3, or RFC 9110, 8.6.
     """
     fields: dict[bytes, bytes] = {}
     regular = False
@@ -233,6 +233,8 @@ def check_request(headers: tuple[Header, ...]) -> dict[bytes, bytes]:
             regular = True
             if name in _CONNECTION or (name == b"te" and value != b"trailers"):
                 raise Malformed("a field about the connection")
+            if name == b"content-length" and fields.get(name, value) != value:
+                raise Malformed("two lengths of one body")
         fields.setdefault(name, value)
     if not fields.get(b":method") or b":scheme" not in fields:
         raise Malformed("no method, or no scheme")

@@ -80,6 +80,7 @@ MALFORMED = {
     "a content-length in words": fields(("content-length", "many")),
     "a negative content-length": fields(("content-length", "-1")),
     "an empty content-length": fields(("content-length", "")),
+    "two lengths": fields(("content-length", "1"), ("content-length", "2")),
     "a huge content-length": fields(("content-length", "9" * 30)),
 }
 
