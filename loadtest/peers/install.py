@@ -59,7 +59,7 @@ def install(peer: Peer) -> None:
     if peer.installed:
         return
     python = interpreter(peer)
-    FOLDER.mkdir(exist_ok=True)
+    _make_folder()
     # pip comes from here: Debian's interpreter has none for virtual environments.
     _run(
         peer.name, [python, "-m", "venv", "--clear", "--without-pip", str(peer.folder)]
@@ -69,6 +69,13 @@ def install(peer: Peer) -> None:
         peer.name, [*pip, "--quiet", "--disable-pip-version-check", *peer.requirements]
     )
     peer.marker.write_text("\n".join(peer.requirements))
+
+
+def _make_folder(folder: Path = FOLDER) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:  # a file, or a link to what is gone
+        raise NotInstalled(f"{folder} is no folder (remove it)") from None
 
 
 def _run(name: str, command: list[str], folder: Path = ROOT) -> None:
@@ -115,6 +122,6 @@ def go_client() -> Path:
         return program
     if shutil.which("go") is None:
         raise NotInstalled("grpc-go: no Go toolchain (`go` is not on the PATH)")
-    FOLDER.mkdir(exist_ok=True)
+    _make_folder()
     _run("grpc-go", ["go", "build", "-o", str(program), "."], source)
     return program

@@ -204,6 +204,13 @@ def test_an_interpreter_that_does_not_work_is_refused_with_its_reason() -> None:
         install.interpreter(absent)
 
 
+def test_a_link_to_nothing_is_no_folder_for_peers(tmp_path: Path) -> None:
+    link = tmp_path / "peers"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(install.NotInstalled, match="peers is no folder"):
+        install._make_folder(link)
+
+
 def test_triton_refuses_the_libraries_its_stub_fails_with() -> None:
     refuses = PEERS["pytriton"].refuses
     assert refuses((3, 11, 2)) is None
