@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.logs import configure, get_logger
+from gateway.preflight import faults, unix_in_use, unix_paths
 from gateway.registry.lifecycle import Lifecycle
 from gateway.registry.repository import Repository
 from gateway.registry.store import ArtefactStore
@@ -85,6 +86,8 @@ class Gateway:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
+        if found := faults(config):
+            raise StartError("; ".join(found))
         state_lock = _lock(config.state_dir)
         repository = Repository(
             config.model_repository,
@@ -94,6 +97,8 @@ class Gateway:
         names = repository.names() if config.load == "all" else config.load
         await self._check_device()
         addresses = self._reserve_ports()
+        if in_use := [*filter(None, map(unix_in_use, unix_paths(config.grpc)))]:
+            raise StartError("; ".join(in_use))
         store = ArtefactStore(config.state_dir / "artefacts", config.max_model_bytes)
         lifecycle = Lifecycle(config, repository, store, self._canary)
         fleet = lifecycle.fleet = Fleet(

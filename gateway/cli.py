@@ -280,9 +280,11 @@ def validate_config(
     as_json: AsJson = False,
 ) -> None:
     """Check a file together with the environment, as `serve` would."""
+    from gateway.preflight import faults
+
     problems: tuple[str, ...] = ()
     try:
-        load_config(file, {})
+        problems = tuple(map(escape, faults(load_config(file, {}))))
     except ConfigError as error:
         problems = error.problems
     if as_json:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -29,6 +29,7 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("grpc", "port"): "--port",
     ("grpc", "fronts"): "--fronts",
     ("grpc", "port_mode"): "--port-mode",
+    ("grpc", "transport"): "--transport",
     ("workers", "count"): "--workers",
     ("workers", "device"): "--device",
     ("metrics", "port"): "--metrics-port",
@@ -39,7 +40,6 @@ FLAGS: dict[tuple[str, ...], str] = {
 
 _Place = tuple[str | int, ...]
 _PREFIX = "BATON_"
-_PATHS = {key for key, field in Config.model_fields.items() if field.annotation is Path}
 _SECTIONS: dict[str, type[BaseModel]] = {
     key: field.annotation
     for key, field in Config.model_fields.items()
@@ -174,9 +174,37 @@ def _from_node(
             if _is_empty(value_node):
                 continue
         value = loader.construct_object(value_node, deep=True)
-        if here[0] in _PATHS and isinstance(value, str):
-            value = path.parent / value
-        yield _Setting(here, value, f"{path}:{line}")
+        yield _Setting(here, _beside(path, here, value), f"{path}:{line}")
+
+
+def _beside(file: Path, path: tuple[str, ...], value: Any) -> Any:  # noqa: ANN401
+    """Return a value in which relative paths are relative to the file."""
+    if isinstance(value, dict):
+        return {key: _beside(file, (*path, key), inner) for key, inner in value.items()}
+    section = _section(path[:-1])
+    field = section.model_fields.get(path[-1]) if section else None
+    if isinstance(value, str) and field and Path in _members(field.annotation):
+        return file.parent / value
+    return value
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """Return the members of a union; anything else alone."""
+    return get_args(annotation) or (annotation,)
+
+
+def _section(path: tuple[str, ...]) -> type[BaseModel] | None:
+    """Return the model of a section, an optional one too; ``None``: it is none."""
+    model: type[BaseModel] = Config
+    for key in path:
+        field = model.model_fields.get(key)
+        for member in _members(field.annotation) if field else ():
+            if isinstance(member, type) and issubclass(member, BaseModel):
+                model = member
+                break
+        else:
+            return None
+    return model
 
 
 def _is_empty(node: yaml.Node) -> bool:
@@ -246,8 +274,10 @@ def _problems(
         located = details["loc"]
         depth = 2 if located[0] in _SECTIONS and len(located) > 1 else 1
         path = tuple(str(part) for part in located[:depth])
-        # Below a setting only list positions help; the rest names union members.
-        index = tuple(part for part in located[depth:] if isinstance(part, int))
+        # Below a section everything helps; else only list positions do, since the
+        # rest names union members.
+        inside = _section(path) is not None
+        index = tuple(p for p in located[depth:] if inside or isinstance(p, int))
         found.setdefault(path, {}).setdefault((*path, *index), []).append(details)
     ranks = {path: rank for rank, path in enumerate(origins)}
     lines: list[str] = []
@@ -258,7 +288,8 @@ def _problems(
         deepest = max(len(place) for place in places)
         for place, faults in places.items():
             if len(place) == deepest:
-                what = _wrong(path, faults, origin)
+                where = tuple(part for part in place if isinstance(part, str))
+                what = _wrong(where, faults, origin)
                 lines.append(f"{origin}: {_dotted(place)}: {what}")
     return lines
 
@@ -277,8 +308,14 @@ def _wrong(path: tuple[str, ...], faults: list[ErrorDetails], origin: str) -> st
     shown = repr(str(value) if isinstance(value, Path) else value)
     if len(shown) > 60:
         shown = shown[:57] + "..."
-    model = _SECTIONS[path[0]] if len(path) == 2 else Config
-    default = model.model_fields[path[-1]].default
+    model = _section(path[:-1])
+    assert model is not None, "a setting without a section. This is a bug."
+    field = model.model_fields[path[-1]]
+    if first["type"] == "missing":
+        return f"missing ({(field.description or '').rstrip('.')})"
+    if field.is_required():
+        return f"{shown} {' or '.join(rules)}"
+    default = field.default
     default = list(default) if isinstance(default, tuple) else default
     return f"{shown} {' or '.join(rules)} (remove it for the default, {default})"
 
@@ -286,7 +323,9 @@ def _wrong(path: tuple[str, ...], faults: list[ErrorDetails], origin: str) -> st
 def _suggestion(path: tuple[str, ...], origin: str) -> str:
     """Name the key that was probably meant, in the spelling of the source."""
     *above, key = path
-    siblings = list(_SECTIONS[above[0]].model_fields if above else Config.model_fields)
+    section = _section(tuple(above))
+    assert section is not None, "a setting without a section. This is a bug."
+    siblings = list(section.model_fields)
     near = difflib.get_close_matches(key, siblings, n=1)
     meant = [(*above, name) for name in near]
     if not meant:

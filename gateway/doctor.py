@@ -21,6 +21,7 @@ from typing import Literal
 
 from gateway.config import Config
 from gateway.config_file import ConfigError, load_config
+from gateway.preflight import faults, unix_in_use, unix_paths
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -97,6 +98,7 @@ def run_checks(config_file: Path | None) -> list[Check]:
         )
         checks.extend(_onnxruntime(cuda_required=config.workers.device == "cuda"))
         checks.extend(_ports(config))
+        checks.extend(_listening(config))
         checks.append(_repository(config))
         checks.append(_state_dir(config))
     checks.extend((_open_files(), _shared_memory()))
@@ -188,6 +190,19 @@ def _ports(config: Config) -> Iterator[Check]:
         else:
             fix = f"stop what listens there, or choose another with {flag}"
             yield Check(name, "fail", f"{host}: {problem}", fix)
+
+
+def _listening(config: Config) -> Iterator[Check]:
+    """Check what fronts listen with beside a free port."""
+    grpc = config.grpc
+    found = [*faults(config), *filter(None, map(unix_in_use, unix_paths(grpc)))]
+    for fault in found:
+        detail, _, fix = fault.rpartition(" (")
+        yield Check("listening", "fail", detail, fix.removesuffix(")"))
+    if not found and grpc.tls is not None:
+        yield Check("tls", "ok", str(grpc.tls.certificate))
+    if not found and grpc.unix_socket is not None:
+        yield Check("unix socket", "ok", str(grpc.unix_socket))
 
 
 def _bind(host: str, port: int) -> str | None:

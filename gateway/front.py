@@ -25,6 +25,7 @@ from gateway.clock import now_ns
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.logs import configure, get_logger
+from gateway.preflight import unix_path
 from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.health import HealthService
@@ -128,10 +129,9 @@ class Front:
         return 0 if clean else 1
 
     async def _listen_unix(self) -> None:
-        path = self._config.grpc.unix_socket
+        path = unix_path(self._config.grpc, self._index)
         if path is not None and isinstance(self._listener, Listener):
-            suffix = f".{self._index}" if self._index else ""
-            await self._listener.start_unix(Path(f"{path}{suffix}"))
+            await self._listener.start_unix(path)
 
     async def _drain(self) -> bool:
         """Leave in the order that loses nothing: say so, wait, close, finish.

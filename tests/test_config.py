@@ -72,8 +72,16 @@ def test_empty_files_and_sections_mean_the_defaults(tmp_path: Path, text: str) -
 def test_folders_in_the_file_are_relative_to_it_and_flags_are_not(
     tmp_path: Path,
 ) -> None:
-    path = written(tmp_path, "model_repository: m\nstate_dir: /s\n")
+    path = written(
+        tmp_path,
+        "model_repository: m\nstate_dir: /s\ngrpc:\n  unix_socket: u\n"
+        "  tls: {certificate: c, key: /k}\n",
+    )
     config = load_config(path, {})
+    assert config.grpc.unix_socket == tmp_path / "u"
+    assert config.grpc.tls is not None
+    assert config.grpc.tls.certificate == tmp_path / "c"
+    assert config.grpc.tls.key == Path("/k")
     assert config.model_repository == tmp_path / "m"
     assert config.state_dir == Path("/s")
     flagged = load_config(path, {"model_repository": Path("n")})
@@ -98,6 +106,18 @@ def test_all_problems_come_together_with_line_key_and_way_out(tmp_path: Path) ->
         "(remove it for the default, all)",
         "baton.yaml:8: zzz: unknown (known here: model_repository, load, state_dir, "
         "max_model_bytes, grpc, workers, batching, admission, drain, metrics, log)",
+    ]
+
+
+def test_what_is_missing_or_unknown_in_a_section_of_a_section_is_named(
+    tmp_path: Path,
+) -> None:
+    assert problems(written(tmp_path, "grpc:\n  tls: {certificate: c, kee: k}\n")) == [
+        "baton.yaml:2: grpc.tls.key: missing (PEM file with its private key)",
+        "baton.yaml:2: grpc.tls.kee: unknown (did you mean grpc.tls.key?)",
+    ]
+    assert problems(written(tmp_path, "grpc: {tls: yes}\n")) == [
+        "baton.yaml:1: grpc.tls: a section, not a value (indent its settings below it)"
     ]
 
 

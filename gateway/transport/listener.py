@@ -17,6 +17,7 @@ from typing import cast
 
 from gateway.config import GrpcConfig
 from gateway.logs import get_logger
+from gateway.preflight import unix_fault, unix_in_use
 from gateway.rpc import Methods
 from gateway.transport.grpc import GrpcConnection, GrpcServer
 from gateway.transport.streams import Limits, TransportStatistics
@@ -126,11 +127,14 @@ class Listener:
     async def start_unix(self, path: Path) -> None:
         """Listen on a Unix socket too, without TLS; whoever may write it may call.
 
+        A socket that nobody listens on any more is replaced, and nothing else is.
+
         Raises:
-            OSError: The path cannot be bound.
+            OSError: The path cannot be bound; says why.
         """
-        with suppress(FileNotFoundError):
-            path.unlink()  # noqa: ASYNC240 - one call, before anything is served
+        if fault := unix_fault(path) or unix_in_use(path):
+            raise OSError(fault)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one call, before any is served
         create = self._loop.create_unix_server
         self._servers.append(await create(self._connect, str(path), backlog=_BACKLOG))
 

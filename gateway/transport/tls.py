@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gateway.config import TlsConfig
 from gateway.logs import get_logger
+from gateway.preflight import load_tls
 
 _log = get_logger("tls")
 
@@ -41,33 +42,16 @@ class Certificates:
         handshake.context = self._current
 
     def _make(self) -> ssl.SSLContext:
-        config = self._config
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2"])
-        self._load(context)
-        if config.client_ca is not None:
-            try:
-                context.load_verify_locations(config.client_ca)
-            except (OSError, ssl.SSLError) as error:
-                raise ValueError(
-                    f"cannot use grpc.tls.client_ca {config.client_ca}: {error}"
-                ) from None
+        load_tls(context, self._config)
+        if self._config.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             # A session that is resumed is not asked for its certificate again.
             context.options |= ssl.OP_NO_TICKET
             context.num_tickets = 0
         return context
-
-    def _load(self, context: ssl.SSLContext) -> None:
-        config = self._config
-        try:
-            context.load_cert_chain(config.certificate, config.key)
-        except (OSError, ssl.SSLError) as error:
-            raise ValueError(
-                f"cannot use grpc.tls.certificate {config.certificate} with "
-                f"grpc.tls.key {config.key}: {error}"
-            ) from None
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...]:
         """Return what shows that a file was replaced or written."""

@@ -470,7 +470,8 @@ def test_stopping_cuts_what_outlasts_the_grace(run: Run) -> None:
 
 def test_a_unix_socket_serves_the_same(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    path.write_text("left behind by a process that died")
+    with socket.socket(socket.AF_UNIX) as left_behind:  # by a process that died
+        left_behind.bind(str(path))
 
     async def scenario() -> None:
         async with serving() as server:
@@ -479,8 +480,25 @@ def test_a_unix_socket_serves_the_same(run: Run, tmp_path: Path) -> None:
             await client.echo(1)
             answer = await asyncio.to_thread(call_unix, path)
             assert answer == b"from grpcio"
+            async with serving() as another:
+                with pytest.raises(OSError, match="somebody listens on"):
+                    await another.listener.start_unix(path)
+            assert await asyncio.to_thread(call_unix, path) == b"from grpcio"
 
     run(scenario())
+
+
+def test_a_file_that_is_no_socket_is_left_alone(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("dear to somebody")
+
+    async def scenario() -> None:
+        async with serving() as server:
+            with pytest.raises(OSError, match="no socket, so it is left alone"):
+                await server.listener.start_unix(path)
+
+    run(scenario())
+    assert path.read_text() == "dear to somebody"
 
 
 def call_unix(path: Path) -> bytes:
@@ -731,13 +749,17 @@ def test_who_must_show_a_certificate_shows_it_every_time(
     run(scenario())
 
 
-@pytest.mark.parametrize("name", ["server.pem", "server.key"])
-def test_bad_files_at_the_start_are_named(run: Run, tls: Tls, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "field"), [("server.pem", "certificate"), ("server.key", "key")]
+)
+def test_bad_files_at_the_start_are_named(
+    run: Run, tls: Tls, name: str, field: str
+) -> None:
     (tls.folder / name).write_text("garbage")
 
     async def scenario() -> None:
         listener = Listener(Methods({}, {}), GrpcConfig(tls=tls.files), now_ns)
-        with pytest.raises(ValueError, match=r"cannot use grpc.tls.certificate"):
+        with pytest.raises(ValueError, match=rf"grpc.tls.{field}: .*{name} holds"):
             await listener.start(f"127.0.0.1:{free_port()}")
 
     run(scenario())
