@@ -204,6 +204,8 @@ class Listener:
             self._turn = list(self.connections)
             if self._certificates is not None:
                 self._certificates.reload_if_changed()
+                failed = self._certificates.report_failures(self._now())
+                self.server.statistics.enforced("tls_handshake", failed)
         part = -(-len(self._turn) // self._ticks_left)
         self._ticks_left -= 1
         now = self._now()

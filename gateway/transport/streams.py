@@ -67,9 +67,9 @@ class TransportStatistics:
     buffered_bytes: int = 0
     limits: dict[str, int] = field(default_factory=dict)
 
-    def enforced(self, limit: str) -> None:
+    def enforced(self, limit: str, times: int = 1) -> None:
         """Count that a limit was enforced."""
-        self.limits[limit] = self.limits.get(limit, 0) + 1
+        self.limits[limit] = self.limits.get(limit, 0) + times
 
 
 class Violation(Exception):

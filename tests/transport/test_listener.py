@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -96,6 +97,11 @@ class Server:
                 "127.0.0.1", self.port, ssl=context, server_hostname=name
             ),
         )
+
+    async def fail_handshake(self, context: ssl.SSLContext | None) -> None:
+        """Connect as a client that the server, or that itself, must turn away."""
+        with suppress(OSError):  # TLS 1.3 tells it with the first read
+            await (await self.connect(context=context)).end()
 
     async def client(self, opening: bytes, connecting: Any) -> Client:
         reader, writer = await connecting
@@ -645,6 +651,44 @@ def test_mutual_tls_refuses_who_has_no_certificate_of_the_authority(
             assert server.listener.server.statistics.accepted == 1
 
     run(scenario())
+
+
+def test_handshakes_that_fail_are_counted_and_logged_rarely(
+    run: Run, tls: Tls, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {**tls.files, "client_ca": str(tls.folder / "ca.pem")}
+
+    def logged() -> list[tuple[int, str]]:
+        return [
+            (record.fields["count"], record.fields["last_reason"])  # type: ignore[attr-defined]
+            for record in caplog.records
+            if record.message == "tls_handshakes_failed"
+        ]
+
+    async def scenario() -> None:
+        async with serving(tls=files) as server:
+            await (await server.connect(context=tls.context("client"))).echo(1)
+            await server.fail_handshake(None)
+            await until(lambda: server.limits.get("tls_handshake") == 1)
+            await until(lambda: len(logged()) == 1)
+            await server.fail_handshake(tls.context())  # has no certificate
+            distrustful = ssl.create_default_context()
+            await server.fail_handshake(distrustful)
+
+            def all_told() -> bool:
+                gc.collect()  # asyncio's own protocols are cycles, uvloop's are not
+                return server.limits["tls_handshake"] == 3
+
+            await until(all_told)
+            assert len(logged()) == 1
+            server.clock.advance(6)
+            await until(lambda: len(logged()) == 2)
+
+    run(scenario())
+    (first, why), (count, last) = logged()
+    assert (first, count) == (1, 2)
+    assert why in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER")
+    assert last in ("the client hung up", "PEER_DID_NOT_RETURN_A_CERTIFICATE")
 
 
 def test_a_new_certificate_is_for_new_connections_and_garbage_for_none(
