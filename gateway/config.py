@@ -71,7 +71,8 @@ class GrpcConfig(BaseModel):
     max_message_bytes: Bytes = 64 << 20
     """Largest request message; a larger one gets RESOURCE_EXHAUSTED."""
     max_metadata_bytes: Annotated[int, Field(ge=1024)] = 16 << 10
-    """Largest request headers: names, values and 32 bytes for each."""
+    """Largest request headers: names, values and 32 bytes for each. A call that brings
+    more gets RESOURCE_EXHAUSTED; four times as much ends the connection."""
     max_concurrent_streams: Count = 1024
     """Calls open at a time on one connection."""
     max_stream_inflight: Count = 256

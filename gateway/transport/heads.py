@@ -37,7 +37,8 @@ _CONNECTION = frozenset(
 )
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"[^\0\r\n]*")
-_HELP = b"This port speaks gRPC; see the README for clients.\n"
+_HELP = b"This port speaks gRPC, which needs HTTP/2.\n"
+"""As `gateway.transport.http2` tells who speaks HTTP/1."""
 
 
 class BadTimeout(GatewayError):
@@ -115,7 +116,10 @@ class HeadReader:
         self._max_message_bytes = max_message_bytes
         self._known: dict[tuple[Header, ...], Head] = {}
         self._too_large = Head()
-        text = f"the request's headers exceed {max_header_bytes} bytes"
+        text = (
+            f"the request's headers exceed {max_header_bytes} bytes "
+            "(grpc.max_metadata_bytes)"
+        )
         self._too_large.refusal = trailers(TooLarge(text), alone=True)
 
     def read(self, headers: list[Header] | None) -> tuple[Head, int]:

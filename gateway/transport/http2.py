@@ -294,7 +294,7 @@ class Connection(Receiver):
         A block that changes the dynamic table may mean something else the next time,
         and so may all that were remembered.
         """
-        if len(block) > self.limits.max_header_bytes:
+        if len(block) > self.limits.max_block_bytes:
             text = f"a header block of {len(block)} bytes"
             raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "header_bytes")
         decoder = self._decoder
@@ -364,7 +364,7 @@ class Connection(Receiver):
         block.append(payload)
         limits = self.limits
         size = sum(len(piece) for piece in block)
-        if len(block) - 1 > limits.max_continuations or size > limits.max_header_bytes:
+        if len(block) - 1 > limits.max_continuations or size > limits.max_block_bytes:
             text = "a header block without end"
             raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "continuations")
         if flags & END_HEADERS:

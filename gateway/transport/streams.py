@@ -30,8 +30,8 @@ class Limits:
 
     Attributes:
         max_streams: Streams open at a time.
-        max_header_bytes: Bytes of one header list, decoded (RFC 9113, 6.5.2), and of
-            its encoded block.
+        max_header_bytes: Bytes of one header list, decoded (RFC 9113, 6.5.2); a call
+            that brings more is refused.
         max_continuations: CONTINUATION frames of one header block.
         max_frame_bytes: Largest frame payload taken.
         stream_window_bytes: Bytes a stream may send before they are consumed.
@@ -47,6 +47,15 @@ class Limits:
     stream_window_bytes: int = 1 << 20
     connection_window_bytes: int = 16 << 20
     max_idle_frames: int = 4096
+
+    @property
+    def max_block_bytes(self) -> int:
+        """Bytes of an encoded header block; more end the connection.
+
+        More than a call may have: reading a block that is too large for its call
+        keeps the table in step, so that the other calls go on.
+        """
+        return 4 * self.max_header_bytes
 
 
 @dataclass(slots=True)

@@ -94,6 +94,16 @@ def block(fields: Iterable[tuple[str, str]]) -> bytes:
     return encoded
 
 
+def long_field(size: int, name: bytes = b"a") -> bytes:
+    """Encode a field of `size` zeros (RFC 7541, 5.1), without any table."""
+    length, rest = b"\x7f", size - 127
+    while rest >= 128:
+        length += bytes((rest & 127 | 128,))
+        rest >>= 7
+    head = b"\x00" + bytes((len(name),)) + name
+    return head + length + bytes((rest,)) + b"0" * size
+
+
 def headers(stream: int, encoded: bytes, *, end: bool = False) -> bytes:
     flags = END_HEADERS | (END_STREAM if end else 0)
     return frame(HEADERS, flags, stream, encoded)

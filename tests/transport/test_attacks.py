@@ -260,9 +260,35 @@ def test_large_headers_that_are_always_others(server: Victim) -> None:
 def test_a_block_larger_than_allowed_ends_the_connection(server: Victim) -> None:
     before = server.enforced("header_bytes")
     wire = server.connect()
-    wire.send(peer.headers(1, ECHO + b"\x00\x01a\x7f\xa1\x9c\x01" + bytes(20_000)))
+    wire.send(peer.headers(1, ECHO + peer.long_field(66_000)))
     assert wire.goaway() == ENHANCE_YOUR_CALM
     assert server.enforced("header_bytes") == before + 1
+
+
+def test_a_call_with_headers_too_large_ends_alone(server: Victim) -> None:
+    """Up to four times the limit; what it put into the table is there afterwards."""
+    before = server.enforced("header_bytes")
+    wire = server.connect()
+    wire.send(peer.headers(1, ECHO))
+    entry = b"\x40\x01a\x01b"  # into the table: a: b
+    wire.send(peer.headers(3, ECHO + peer.long_field(64_000) + entry, end=True))
+    wire.send(opened(ECHO + b"\xbe", 5, body=b"after"))  # refers to it
+    wire.send(peer.data(1, peer.message(b"before"), end=True))
+    wire.wait(b"after")
+    wire.wait(b"before")
+    refused = [f for f in wire.frames() if f.stream == 3 and f.kind == HEADERS]
+    assert b"grpc-status\x018" in refused[0].payload
+    assert b"(grpc.max_metadata_bytes)" in refused[0].payload
+    assert server.enforced("header_bytes") == before + 1
+
+
+def test_grpcio_hears_that_its_metadata_is_too_large(server: Victim) -> None:
+    ends = server.channel.unary_unary("/test.S/Echo")
+    for size in (20_000, 60_000):
+        with pytest.raises(grpc.RpcError) as caught:
+            ends(b"", timeout=10, metadata=(("x", "y" * size),))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ends(b"fine", timeout=10, metadata=(("x", "y" * 9000),)) == b"fine"
 
 
 def test_a_frame_larger_than_allowed_is_not_waited_for(server: Victim) -> None:

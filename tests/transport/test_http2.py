@@ -799,7 +799,7 @@ CONNECTION_ERRORS = {
         ENHANCE_YOUR_CALM,
     ),
     "a header block above the limit": (
-        peer.headers(1, BLOCK + b"\x00\x01a\x7f\x81\x80\x01" + bytes(16_512)),
+        peer.headers(1, BLOCK + peer.long_field(4 * 16_384)),
         ENHANCE_YOUR_CALM,
     ),
 }

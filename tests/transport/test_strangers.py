@@ -112,7 +112,7 @@ async def test_who_speaks_no_grpc_is_told_so_once_the_request_is_over(
         sent += frame(DATA, END_STREAM, 1, body)
     (head, text, last) = frames_of(await send(address, sent))
     assert status(head[2]) == expected
-    assert text[2].startswith(b"This port speaks gRPC")
+    assert text[2] == b"This port speaks gRPC, which needs HTTP/2.\n"
     assert last == (DATA, END_STREAM, b"")
 
 
