@@ -12,7 +12,13 @@ from typing import ClassVar
 
 from pydantic import TypeAdapter
 
-from gateway.errors import Code, InvalidRequest, NotReady, UnknownModel
+from gateway.errors import (
+    Code,
+    InvalidRequest,
+    NotReady,
+    UnknownModel,
+    unknown_model,
+)
 from workers.spec import ModelSpec
 
 UNLOADED = "unloaded"
@@ -156,13 +162,15 @@ class Catalogue:
         """
         entry = self.models.get(model)
         if entry is None:
-            raise UnknownModel(f"Request for unknown model: '{model}' is not found")
+            raise unknown_model(model)
         if not version:
             ready = [v for v in entry.versions.values() if v.state == State.READY]
             if ready:
                 return max(ready, key=_number)
             if not entry.versions:
-                raise UnknownModel(f"'{model}' has no available versions")
+                text = f"'{model}' has no available versions"
+                why = entry.reason.removeprefix(text).lstrip("; ")
+                raise UnknownModel(f"{text}: {why}" if why else text)
             if all(v.reason == UNLOADED for v in entry.versions.values()):
                 raise NoVersions(f"'{model}' has no available versions")
             raise NotReady(_not_ready(model, max(entry.versions.values(), key=_number)))

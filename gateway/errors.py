@@ -61,6 +61,12 @@ class UnknownModel(GatewayError):
     label = "not_found"
 
 
+def unknown_model(name: str) -> UnknownModel:
+    """Return the error about a model that is not there, in Triton's words."""
+    text = f"Request for unknown model: '{name}' is not found"
+    return UnknownModel(text if name else f"{text} (the request names no model)")
+
+
 class NotReady(GatewayError):
     """The version is known and does not serve now."""
 

@@ -354,6 +354,8 @@ class Lifecycle:
         handles = []
         for version in versions:
             current = record.versions[version]
+            if current.entry.state == State.UNAVAILABLE:
+                continue  # why it could not be loaded is worth more than "unloaded"
             if current.placement is not None:
                 handles.append(current.placement.order.handle)
             entry = VersionEntry(version, State.UNAVAILABLE, UNLOADED)

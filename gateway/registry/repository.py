@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gateway.config import AdmissionConfig, BatchingConfig
-from gateway.errors import InvalidRequest, LoadFailed, UnknownModel
+from gateway.errors import InvalidRequest, LoadFailed, UnknownModel, unknown_model
 from gateway.protocol.model_config_pb2 import ModelConfig
 from gateway.registry.config_text import parse_json, parse_pbtxt, refused
 from gateway.registry.model_config import ModelSettings, derive_settings
@@ -98,7 +98,7 @@ class Repository:
         folder = self._root / name
         try:
             if _name_fault(name) or not folder.is_dir():
-                raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+                raise unknown_model(name)
             config, unknown = _read_config(name, folder, config_json)
             settings, ignored = derive_settings(
                 name,
@@ -113,8 +113,9 @@ class Repository:
         versions, absent = _chosen(name, found, config or ModelConfig())
         notes = (*unknown, *ignored, *skipped, *absent)
         if not versions:
+            way_out = () if found else (f"put the first at {name}/1/{DEFAULT_FILE}",)
             raise UnknownModel(
-                "; ".join((f"'{name}' has no available versions", *notes))
+                "; ".join((f"'{name}' has no available versions", *notes, *way_out))
             )
         return ModelDefinition(name, versions, settings, config, notes)
 

@@ -164,9 +164,11 @@ def check_inputs(request: ModelInferRequest, spec: ModelSpec) -> CheckedInputs:
         found = given.pop(tensor.name, None)
         if found is None:
             if not tensor.optional:
+                unknown = [n for n in given if n not in {t.name for t in spec.inputs}]
+                instead = f"; it has no input '{unknown[0]}'" if unknown else ""
                 raise InvalidRequest(
                     f"expected input '{tensor.name}' for model "
-                    f"'{request.model_name}' is missing"
+                    f"'{request.model_name}' is missing{instead}"
                 )
             continue
         where = f"input '{tensor.name}' for model '{request.model_name}'"

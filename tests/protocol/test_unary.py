@@ -315,6 +315,7 @@ def test_a_bad_tensor_is_invalid_and_named(served: GatewayProcess, case: str) ->
     ("names", "text"),
     [
         (("a",), "expected input 'b' for model 'pair' is missing"),
+        (("a", "c"), "'b' for model 'pair' is missing; it has no input 'c'"),
         (("a", "b", "c"), "unexpected inference input 'c' for model 'pair'"),
     ],
 )
@@ -337,7 +338,7 @@ def test_an_unknown_output_is_named(served: GatewayProcess) -> None:
     ("model", "version", "code", "text"),
     [
         ("nobody", "", Code.NOT_FOUND, "unknown model: 'nobody' is not found"),
-        ("", "", Code.NOT_FOUND, "unknown model: '' is not found"),
+        ("", "", Code.NOT_FOUND, "'' is not found (the request names no model)"),
         ("../both", "", Code.NOT_FOUND, "is not found"),
         ("both", "3", Code.NOT_FOUND, "'both' version 3 is not found"),
         ("latest", "1", Code.NOT_FOUND, "'latest' version 1 is not found"),

@@ -105,6 +105,22 @@ class TestFind:
             Catalogue().find("other", "")
 
 
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("m/config.pbtxt:2: no", "'m' has no available versions: m/config.pbtxt:2: no"),
+        ("'m' has no available versions; x", "'m' has no available versions: x"),
+        ("", "'m' has no available versions"),
+    ],
+)
+def test_a_model_that_has_no_version_says_why(reason: str, text: str) -> None:
+    catalogue = Catalogue(models={"m": ModelEntry("m", {}, reason)})
+    for find in (catalogue.find, catalogue.serving):
+        with pytest.raises(UnknownModel) as caught:
+            find("m", "")
+        assert caught.value.message == text
+
+
 @given(states)
 def test_handles_are_those_of_ready_versions(versions: dict[int, State]) -> None:
     ready = {n + 100 for n, state in versions.items() if state == State.READY}

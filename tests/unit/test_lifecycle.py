@@ -82,3 +82,14 @@ async def test_the_index_does_without_a_repository_that_cannot_be_read(
         await lifecycle.load("m")
     (tmp_path / "models").rename(tmp_path / "gone")
     assert [row["name"] for row in lifecycle.index()] == ["m"]
+
+
+async def test_a_model_that_failed_keeps_its_reason_when_it_is_unloaded(
+    tmp_path: Path,
+) -> None:
+    lifecycle = make_lifecycle(tmp_path)
+    with pytest.raises(LoadFailed):
+        await lifecycle.load("m")
+    await lifecycle.unload("m")
+    (row,) = lifecycle.index()
+    assert (row["state"], row["reason"]) == ("UNAVAILABLE", "no good")
