@@ -17,6 +17,7 @@ from gateway.config import GrpcConfig, TlsConfig
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
 from gateway.rpc import Buffer, Metadata, Methods, StreamCall, StreamHandler
+from gateway.transport.calls import Cardinality
 from gateway.transport.status import details, incident
 from gateway.transport.streams import TransportStatistics
 
@@ -210,7 +211,9 @@ class GrpcioListener:
         handlers: dict[str, Any] = {}
         for path, unary in self._methods.unary.items():
             behaviour = self._unary_behaviour(path, unary)
-            handlers[path] = grpc.unary_unary_rpc_method_handler(behaviour)
+            # As a stream of requests: as a unary call, grpc.aio never answers who
+            # half-closes without a message.
+            handlers[path] = grpc.stream_unary_rpc_method_handler(behaviour)
         for path, stream in self._methods.streams.items():
             behaviour = self._stream_behaviour(path, stream)
             handlers[path] = grpc.stream_stream_rpc_method_handler(behaviour)
@@ -223,11 +226,14 @@ class GrpcioListener:
 
     def _unary_behaviour(
         self, path: str, handler: Callable[[_UnaryCall, bytes], None]
-    ) -> Callable[[bytes, _Context], Any]:
-        async def behaviour(message: bytes, context: _Context) -> bytes:
+    ) -> Callable[[Any, _Context], Any]:
+        async def behaviour(_requests: Any, context: _Context) -> bytes:  # noqa: ANN401
             future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
             call = _UnaryCall(context, future, _deadline_ns(context, self._now_ns))
             try:
+                message = await context.read()
+                if message is grpc.aio.EOF:
+                    raise Cardinality("a unary call takes one message, got no")
                 handler(call, message)
                 answer = await future
                 await call.send_headers()
