@@ -46,8 +46,15 @@ ConfigFile = Annotated[
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
 Address = Annotated[
-    str, typer.Option(envvar="BATON_ADDRESS", help="Server, host:port.", metavar="ADDR")
+    str,
+    typer.Option(
+        envvar="BATON_ADDRESS", help="Server, host:port or unix:/path.", metavar="ADDR"
+    ),
 ]
+UseTls = Annotated[bool, typer.Option("--tls", help="TLS, usual authorities.")]
+Ca = Annotated[Path | None, typer.Option(help="TLS, authorities of the server (PEM).")]
+Cert = Annotated[Path | None, typer.Option(help="Own certificate, with --key.")]
+Key = Annotated[Path | None, typer.Option(help="Its private key.")]
 Timeout = Annotated[float, typer.Option(help="Longest wait in seconds.", min=0.001)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -193,11 +200,15 @@ def call(
     ] = ("text"),
     address: Address = _ADDRESS,
     timeout: Timeout = 30.0,
+    tls: UseTls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
 ) -> None:
     """Send one request to a model and print the answer."""
     from gateway.call import build_request, read_payload, response_values
 
-    with _client(address, timeout) as client:
+    with _client(address, timeout, tls=tls, ca=ca, cert=cert, key=key) as client:
         values = read_payload(payload)
         metadata = client.metadata(model, model_version)
         request = build_request(metadata, values, version=model_version)
@@ -221,10 +232,17 @@ def call(
 
 @models_app.command("list")
 def list_models(
-    address: Address = _ADDRESS, timeout: Timeout = 30.0, as_json: AsJson = False
+    *,
+    address: Address = _ADDRESS,
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
+    tls: UseTls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
 ) -> None:
     """List every version in the repository and its state."""
-    with _client(address, timeout) as client:
+    with _client(address, timeout, tls=tls, ca=ca, cert=cert, key=key) as client:
         models = client.index().models
     fields = ("name", "version", "state", "reason")
     rows = [{field: getattr(entry, field) for field in fields} for entry in models]
@@ -245,12 +263,17 @@ def list_models(
 @models_app.command("load")
 def load_model(
     model: Model,
+    *,
     address: Address = _ADDRESS,
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
+    tls: UseTls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
 ) -> None:
     """Load a model, or load it again; returns when it serves."""
-    with _client(address, timeout) as client:
+    with _client(address, timeout, tls=tls, ca=ca, cert=cert, key=key) as client:
         client.load(model)
     _report(model, "loaded", as_json)
 
@@ -258,12 +281,17 @@ def load_model(
 @models_app.command("unload")
 def unload_model(
     model: Model,
+    *,
     address: Address = _ADDRESS,
     timeout: Timeout = 30.0,
     as_json: AsJson = False,
+    tls: UseTls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
 ) -> None:
     """Stop serving a model; requests in flight still finish."""
-    with _client(address, timeout) as client:
+    with _client(address, timeout, tls=tls, ca=ca, cert=cert, key=key) as client:
         client.unload(model)
     _report(model, "unloaded", as_json)
 
@@ -321,13 +349,24 @@ def _load(file: Path | None, flags: Mapping[str, Any]) -> Config:
 
 
 @contextmanager
-def _client(address: str, timeout_s: float) -> Iterator[Client]:
+def _client(
+    address: str,
+    timeout_s: float,
+    *,
+    tls: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+) -> Iterator[Client]:
     """Open a client; an expected error inside is printed in one line and exits."""
+    # gRPC reports failed handshakes itself, in lines of its own beside ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from gateway.call import TensorError
-    from gateway.client_rpc import Client, ClientError
+    from gateway.client_rpc import Client, ClientError, Tls
 
+    files = Tls(ca, cert, key) if tls or ca or cert or key else None
     try:
-        with Client(address, timeout_s=timeout_s) as client:
+        with Client(address, timeout_s=timeout_s, tls=files) as client:
             yield client
     except (ClientError, TensorError) as error:
         typer.echo(f"baton: {escape(str(error))}", err=True)

@@ -16,6 +16,9 @@ from typing import Any
 SERVICE = "inference.GRPCInferenceService"
 """Full name of the service; a method's path is ``/SERVICE/Method``."""
 
+UNIX = "unix:"
+"""Begins the address of a Unix socket, as gRPC writes it (``doc/naming.md``)."""
+
 SERVICE_CONFIG: dict[str, Any] = {
     # One connection per address and calls in turn. gRPC's default, pick_first,
     # keeps all calls on the first address that answers.
@@ -88,12 +91,12 @@ def target(addresses: Sequence[str]) -> str:
     """Return the channel target for one or more servers.
 
     Args:
-        addresses: ``host:port`` each (IPv6 in brackets). Several must all be IPv4
-            or all be IPv6 addresses: gRPC takes lists of nothing else. One name
-            may resolve to many addresses; all of them are then used.
+        addresses: ``host:port`` each (IPv6 in brackets), or one ``unix:/path``.
+            Several must all be IPv4 or all be IPv6 addresses: gRPC takes lists of
+            nothing else. One name may resolve to many addresses; all are then used.
 
     Returns:
-        ``ipv4:a:p,b:q``, ``ipv6:[a]:p,...`` or ``dns:///name:port``.
+        ``ipv4:a:p,b:q``, ``ipv6:[a]:p,...``, ``dns:///name:port`` or ``unix:/path``.
 
     Raises:
         ValueError: No addresses, one without a port, or a list that gRPC lacks.
@@ -103,7 +106,9 @@ def target(addresses: Sequence[str]) -> str:
     kinds = {_kind(address) for address in addresses}
     if kinds == {"dns"} and len(addresses) == 1:
         return f"dns:///{addresses[0]}"
-    if len(kinds) > 1 or kinds == {"dns"}:
+    if kinds == {"unix"} and len(addresses) == 1:
+        return addresses[0]
+    if len(kinds) > 1 or kinds & {"dns", "unix"}:
         raise ValueError(
             "several addresses must be all IPv4 or all IPv6: "
             f"{', '.join(addresses)} (or use one DNS name that resolves to all)"
@@ -112,7 +117,9 @@ def target(addresses: Sequence[str]) -> str:
 
 
 def _kind(address: str) -> str:
-    """Return the URI scheme of one ``host:port``."""
+    """Return the URI scheme of one ``host:port`` or ``unix:/path``."""
+    if address.startswith(UNIX) and len(address) > len(UNIX):
+        return "unix"
     host, _, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not host or not (port.isascii() and port.isdigit() and int(port) <= 65535):

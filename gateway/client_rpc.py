@@ -7,12 +7,14 @@ would hide a draining server from the operator who looks for it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
 
-from gateway.client_config import SERVICE, channel_options, target
+from gateway.client_config import SERVICE, UNIX, channel_options, target
 from gateway.errors import Code
 from gateway.logs import escape
 from gateway.protocol import inference_pb2 as pb
@@ -24,6 +26,16 @@ _Reply = TypeVar("_Reply", bound="Message")
 
 _NO_SERVER = ("failed to connect", "connection refused", "dns resolution failed")
 """What gRPC says, in any case, when it never reached a server."""
+
+_PLAIN_SIGNS = {"Socket closed": "if it speaks TLS, give --ca FILE, or --tls"}
+_TLS_SIGNS = {
+    "WRONG_VERSION_NUMBER": "it speaks no TLS: leave --tls, --ca, --cert, --key out",
+    "CERTIFICATE_VERIFY_FAILED": "give the authority of its certificate as --ca FILE",
+    "Failed to create security": "--ca, --cert or --key is no PEM, or of another pair",
+    "ostname": "name it by a host that is in its certificate",
+    "Socket closed": "it may want a certificate: --cert FILE --key FILE",
+}
+"""What gRPC says where the two ends do not agree, and the way out of it."""
 
 
 class ClientError(Exception):
@@ -38,6 +50,41 @@ class ClientError(Exception):
         self.code = code
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files of a TLS client.
+
+    Attributes:
+        ca: Authorities of servers; ``None`` for those of gRPC's own list.
+        certificate: For servers that ask for one, with `key`; ``None`` for none.
+        key: Its private key.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files.
+
+        Raises:
+            ClientError: One cannot be read, or certificate or key is missing.
+        """
+        if (self.certificate is None) != (self.key is None):
+            text = "a client certificate needs both --cert FILE and --key FILE"
+            raise ClientError(text, Code.INVALID_ARGUMENT)
+        return grpc.ssl_channel_credentials(
+            *(self._read(path) for path in (self.ca, self.key, self.certificate))
+        )
+
+    def _read(self, path: Path | None) -> bytes | None:
+        try:
+            return path.read_bytes() if path else None
+        except OSError as error:
+            text = escape(f"{path} cannot be read: {error.strerror} (name another)")
+            raise ClientError(text, Code.INVALID_ARGUMENT) from None
+
+
 class Client:
     """One channel to one server. Use as a context manager. Thread-safe.
 
@@ -45,26 +92,40 @@ class Client:
     """
 
     def __init__(
-        self, address: str, *, timeout_s: float = 30.0, max_message_bytes: int = 1 << 30
+        self,
+        address: str,
+        *,
+        timeout_s: float = 30.0,
+        tls: Tls | None = None,
+        max_message_bytes: int = 1 << 30,
     ) -> None:
         """Prepare the channel; it connects with the first call.
 
         Args:
-            address: ``host:port``.
+            address: ``host:port`` or ``unix:/path``.
             timeout_s: Deadline of each call.
+            tls: ``None`` for a connection that is not encrypted.
             max_message_bytes: Largest message either way.
 
         Raises:
-            ClientError: `address` is not ``host:port``.
+            ClientError: `address` is neither, or `tls` cannot be used.
         """
         self._address = address
+        self._tls = tls
         self._timeout_s = timeout_s
         options = channel_options(max_message_bytes, service_config=False)
         try:
             uri = target([address])
         except ValueError as error:
             raise ClientError(escape(str(error)), Code.INVALID_ARGUMENT) from None
-        self._channel = grpc.insecure_channel(uri, options=options)
+        if tls is None:
+            self._channel = grpc.insecure_channel(uri, options=options)
+            return
+        if address.startswith(UNIX):
+            text = "a Unix socket speaks no TLS (leave --tls, --ca, --cert, --key out)"
+            raise ClientError(text, Code.INVALID_ARGUMENT)
+        credentials = tls.credentials()
+        self._channel = grpc.secure_channel(uri, credentials, options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +199,9 @@ class Client:
     def _explain(self, rpc: str, code: Code, details: str | None) -> str:
         """Return one line: what happened, and what to do where that is known."""
         said = escape(details or "no reason given")
+        if code is Code.UNAVAILABLE and (way_out := self._other_dialect(said)):
+            why = said.rpartition("last error: ")[2]
+            return f"no connection to {escape(self._address)}: {why} ({way_out})"
         if code is Code.UNAVAILABLE and any(
             sign in said.lower() for sign in _NO_SERVER
         ):
@@ -152,3 +216,12 @@ class Client:
         if code is Code.NOT_FOUND:
             return f"{said} (`baton models list` shows what there is)"
         return f"{said} ({code.name})"
+
+    def _other_dialect(self, said: str) -> str:
+        """Return what to do where a connection failed for what one side speaks.
+
+        Empty where nobody listens: the signs are gRPC's and BoringSSL's words.
+        """
+        signs = _PLAIN_SIGNS if self._tls is None else _TLS_SIGNS
+        found = (way_out for sign, way_out in signs.items() if sign in said)
+        return next(found, "") if "failed to connect" in said else ""

@@ -60,8 +60,10 @@ class GrpcConfig(BaseModel):
     tls: TlsConfig | None = None
     """Certificate and key for TLS; without it connections are not encrypted."""
     unix_socket: Path | None = None
-    """Also listen on this Unix socket, without TLS; front *i* > 0 adds ``.i`` to
-    the name. ``own`` only."""
+    """Also listen on this Unix socket, without TLS and `client_ca`: who may write it
+    may call. Its mode is what the umask leaves: with 022 the same user and root may
+    (UMask=0007 in systemd: the group as well). Front *i* > 0 adds ``.i`` to the name.
+    A socket that nobody listens on is replaced. ``own`` only."""
     fronts: Count = 1
     """Front processes; each uses up to one core."""
     port_mode: Literal["shared", "each"] = "shared"

@@ -21,6 +21,7 @@ from gateway.protocol import inference_pb2 as pb
         (["10.0.0.1:1", "10.0.0.2:2"], "ipv4:10.0.0.1:1,10.0.0.2:2"),
         (["[::1]:1", "[::1]:2"], "ipv6:[::1]:1,[::1]:2"),
         (["baton.svc:8001"], "dns:///baton.svc:8001"),
+        (["unix:/run/baton.sock"], "unix:/run/baton.sock"),
     ],
 )
 def test_targets(addresses: list[str], uri: str) -> None:
@@ -39,6 +40,9 @@ def test_targets(addresses: list[str], uri: str) -> None:
         ["a,b:1"],
         ["http://a:1"],
         ["a:1", "b:1"],
+        ["unix:"],
+        ["unix:/a", "unix:/b"],
+        ["unix:/a", "1.1.1.1:1"],
         ["1.1.1.1:1", "[::1]:1"],
     ],
 )
