@@ -5,11 +5,25 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+
+class _Commands(TyperGroup):
+    """Names what there is to whoever asks for what there is not."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            names = ", ".join(sorted(self.commands))
+            ctx.fail(f"No such command '{cmd_name}' (of {names}).")
+        return found
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,6 +47,23 @@ def demo(
     from loadtest.demo import run
 
     raise typer.Exit(run(seconds=seconds, as_json=json))
+
+
+@app.command()
+def example(
+    repository: Annotated[
+        Path, typer.Argument(help="Folder for models, made where there is none.")
+    ],
+) -> None:
+    """Write the demo's two models, to have something to serve."""
+    from loadtest.training import write_examples
+
+    try:
+        for file in write_examples(repository):
+            print(file)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror} (choose another)", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -85,7 +116,7 @@ def compare(
         bool, typer.Option("--short", help="Few cases, no peers to install.")
     ] = False,
     floors: Annotated[
-        bool, typer.Option("--floors", help="Short, and exit 1 below a floor.")
+        bool, typer.Option("--floors", help="Short, and exit 1 if worse than a floor.")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from loadtest.models import write_model
 
 INPUT = "features"
 HELD_OUT = 0.25
@@ -80,3 +83,15 @@ def _train(name: str, load: Load, classifier: BaseEstimator, seed: int) -> Train
         np.ascontiguousarray(test_x),
         test_y.astype(np.int64),
     )
+
+
+def write_examples(repository: Path) -> list[Path]:
+    """Train both models, save them in a repository and return their files.
+
+    Raises:
+        OSError: One is there already, or cannot be written.
+    """
+    return [
+        write_model(repository, model.name, model.payload)
+        for model in (train_digits(), train_breast_cancer())
+    ]

@@ -127,7 +127,7 @@ class Verdict:
             what = f"{{:.3g}}x {target.against} ({target.metric})"
         state = "reached" if self.reached else "gap"
         if self.broken:
-            state = f"BELOW THE FLOOR {target.floor:g}"
+            state = f"WORSE THAN THE FLOOR {target.floor:g}"
         return (
             f"{self.case}: {what.format(self.value)},"
             f" target {sign} {target.goal:,g}: {state}"

@@ -29,6 +29,7 @@ from loadtest.measure import Spread, ratio, spread
 from loadtest.models import write_model
 from loadtest.processes import Server, ServerFailed
 from loadtest.wire import BadAnswer, tensors
+from workers.cuda import WAY_OUT
 from workers.session import require_cuda
 from workers.signature import LoadRefused
 from workers.spec import Device, SessionSettings
@@ -256,7 +257,8 @@ def run(
         try:
             require_cuda(SessionSettings(device="cuda"))
         except LoadRefused as error:
-            print(f"{error} (or --cpu-smoke, for tiny graphs)", file=sys.stderr)
+            text = str(error).replace(WAY_OUT, "or try --cpu-smoke, tiny graphs")
+            print(text, file=sys.stderr)
             return 2
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     job = Job(device, TINY if cpu_smoke else FULL, seconds, rounds, cuda_graphs)

@@ -76,7 +76,7 @@ def test_a_target_is_judged_by_the_direction_of_its_metric(
     assert verdict.value == pytest.approx(value)
     assert verdict.reached is reached
     assert verdict.broken is broken
-    state = "BELOW THE FLOOR" if broken else "reached" if reached else "gap"
+    state = "WORSE THAN THE FLOOR" if broken else "reached" if reached else "gap"
     assert verdict.words.startswith("case: ")
     assert state in verdict.words
 

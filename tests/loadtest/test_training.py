@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from loadtest.models import write_model
+from loadtest.processes import ROOT
 from loadtest.sessions import open_session
 from loadtest.traffic import ABSOLUTE, RELATIVE, reference
 from loadtest.training import INPUT, TrainedModel, train_breast_cancer, train_digits
@@ -53,3 +56,32 @@ def test_no_label_hangs_on_rounding(tmp_path: Path) -> None:
         source = reference(model, write_model(tmp_path, model.name, model.payload))
         best = np.sort(source.probabilities, axis=1)
         assert float(np.min(best[:, -1] - best[:, -2])) > 1e-3
+
+
+def loadtest(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "loadtest", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_examples_are_written_once(tmp_path: Path) -> None:
+    done = loadtest("example", str(tmp_path / "models"))
+    files = [Path(line) for line in done.stdout.splitlines()]
+    names = ("digits", "breast_cancer")
+    assert files == [tmp_path / "models" / name / "1/model.onnx" for name in names]
+    assert all(file.stat().st_size > 1000 for file in files)
+    again = loadtest("example", str(tmp_path / "models"))
+    assert again.returncode == 1
+    assert again.stderr.endswith("digits/1: File exists (choose another)\n")
+
+
+def test_an_unknown_command_lists_those_there_are() -> None:
+    done = loadtest("exmaple")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.replace("\u2502", " ").split())
+    assert "No such command 'exmaple' (of canned, client, compare, cost, demo" in said
