@@ -17,7 +17,7 @@ from gateway.config import GrpcConfig, TlsConfig
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
 from gateway.rpc import Buffer, Metadata, Methods, StreamCall, StreamHandler
-from gateway.transport.calls import Cardinality
+from gateway.transport.messages import Cardinality
 from gateway.transport.status import details, incident
 from gateway.transport.streams import TransportStatistics
 
