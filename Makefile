@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_SECONDS ?= 20
 FLOOR_CASES ?= m1-unary-c64
 
-.PHONY: setup demo test adversity tools conformance bench floors lint types imports check lock protos clean
+.PHONY: setup demo test regret adversity tools conformance bench floors lint types imports check lock protos clean
 
 setup: $(VENV)/.installed  ## the virtual environment, from the lock file
 
@@ -15,11 +15,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup  ## train two models, serve them, score the held-out records
+demo: setup  ## train models, serve them, let a bandit find the better one
 	DEMO_SECONDS=$(DEMO_SECONDS) $(BIN)/python -m loadtest demo
 
 test: setup  ## the whole test suite, short form of the long ones
 	$(BIN)/python -m pytest -q
+
+regret: setup  ## the bandit simulations, 200 runs each (3 minutes)
+	TRAFFIC_RUNS=200 $(BIN)/python -m pytest -q tests/traffic/test_regret.py --timeout 600
 
 adversity: setup  ## the fault tests with many repetitions
 	ADVERSITY_REPEAT=20 $(BIN)/python -m pytest -q tests/adversity --timeout 1800
@@ -53,7 +56,7 @@ lock: setup  ## resolve dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --group dev --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 --universal --output-file requirements.lock
 
 protos: setup  ## generate Python from protos/
-	for name in model_config inference; do \
+	for name in model_config inference admin; do \
 	  $(BIN)/python -m grpc_tools.protoc -I gateway/protocol=protos --python_out=. --pyi_out=. gateway/protocol/$$name.proto || exit 1; done
 	$(BIN)/python -m grpc_tools.protoc -I workers=protos --python_out=. --pyi_out=. workers/onnx_subset.proto
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. tests/conformance/interop.proto

@@ -1,0 +1,1 @@
+"""Which version answers: arms, policies, allocations, and what they are learnt from."""
