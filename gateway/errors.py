@@ -135,3 +135,24 @@ class LoadFailed(GatewayError):
 
     code = Code.FAILED_PRECONDITION
     label = "load_failed"
+
+
+class RevisionConflict(GatewayError):
+    """The state is not the one that the change was meant for."""
+
+    code = Code.ABORTED
+    label = "conflict"
+
+
+class ChangeRefused(GatewayError):
+    """A rule of the registry forbids the change as things stand."""
+
+    code = Code.FAILED_PRECONDITION
+    label = "refused"
+
+
+class RegistryUnavailable(GatewayError):
+    """The registry cannot be read or written; nothing was changed."""
+
+    code = Code.UNAVAILABLE
+    label = "registry"

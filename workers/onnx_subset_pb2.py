@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19workers/onnx_subset.proto\x12\nbaton.onnx\"4\n\x16StringStringEntryProto\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xdf\x01\n\x0bTensorProto\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x39\n\rexternal_data\x18\r \x03(\x0b\x32\".baton.onnx.StringStringEntryProto\x12;\n\rdata_location\x18\x0e \x01(\x0e\x32$.baton.onnx.TensorProto.DataLocation\")\n\x0c\x44\x61taLocation\x12\x0b\n\x07\x44\x45\x46\x41ULT\x10\x00\x12\x0c\n\x08\x45XTERNAL\x10\x01\"f\n\x11SparseTensorProto\x12\'\n\x06values\x18\x01 \x01(\x0b\x32\x17.baton.onnx.TensorProto\x12(\n\x07indices\x18\x02 \x01(\x0b\x32\x17.baton.onnx.TensorProto\"\xa4\x02\n\x0e\x41ttributeProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x01t\x18\x05 \x01(\x0b\x32\x17.baton.onnx.TensorProto\x12!\n\x01g\x18\x06 \x01(\x0b\x32\x16.baton.onnx.GraphProto\x12(\n\x07tensors\x18\n \x03(\x0b\x32\x17.baton.onnx.TensorProto\x12&\n\x06graphs\x18\x0b \x03(\x0b\x32\x16.baton.onnx.GraphProto\x12\x34\n\rsparse_tensor\x18\x16 \x01(\x0b\x32\x1d.baton.onnx.SparseTensorProto\x12\x35\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32\x1d.baton.onnx.SparseTensorProto\"\x88\x01\n\tNodeProto\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12-\n\tattribute\x18\x05 \x03(\x0b\x32\x1a.baton.onnx.AttributeProto\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\x1e\n\x0eValueInfoProto\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xff\x01\n\nGraphProto\x12#\n\x04node\x18\x01 \x03(\x0b\x32\x15.baton.onnx.NodeProto\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x0binitializer\x18\x05 \x03(\x0b\x32\x17.baton.onnx.TensorProto\x12)\n\x05input\x18\x0b \x03(\x0b\x32\x1a.baton.onnx.ValueInfoProto\x12*\n\x06output\x18\x0c \x03(\x0b\x32\x1a.baton.onnx.ValueInfoProto\x12\x39\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32\x1d.baton.onnx.SparseTensorProto\"5\n\x12OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xbd\x01\n\rFunctionProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04node\x18\x07 \x03(\x0b\x32\x15.baton.onnx.NodeProto\x12\x34\n\x0copset_import\x18\t \x03(\x0b\x32\x1e.baton.onnx.OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\n \x01(\t\x12\x33\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1a.baton.onnx.AttributeProto\"\xc2\x01\n\nModelProto\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12%\n\x05graph\x18\x07 \x01(\x0b\x32\x16.baton.onnx.GraphProto\x12\x34\n\x0copset_import\x18\x08 \x03(\x0b\x32\x1e.baton.onnx.OperatorSetIdProto\x12,\n\tfunctions\x18\x19 \x03(\x0b\x32\x19.baton.onnx.FunctionProto')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19workers/onnx_subset.proto\x12\nbaton.onnx\"4\n\x16StringStringEntryProto\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xdf\x01\n\x0bTensorProto\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x39\n\rexternal_data\x18\r \x03(\x0b\x32\".baton.onnx.StringStringEntryProto\x12;\n\rdata_location\x18\x0e \x01(\x0e\x32$.baton.onnx.TensorProto.DataLocation\")\n\x0c\x44\x61taLocation\x12\x0b\n\x07\x44\x45\x46\x41ULT\x10\x00\x12\x0c\n\x08\x45XTERNAL\x10\x01\"f\n\x11SparseTensorProto\x12\'\n\x06values\x18\x01 \x01(\x0b\x32\x17.baton.onnx.TensorProto\x12(\n\x07indices\x18\x02 \x01(\x0b\x32\x17.baton.onnx.TensorProto\"\xa4\x02\n\x0e\x41ttributeProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x01t\x18\x05 \x01(\x0b\x32\x17.baton.onnx.TensorProto\x12!\n\x01g\x18\x06 \x01(\x0b\x32\x16.baton.onnx.GraphProto\x12(\n\x07tensors\x18\n \x03(\x0b\x32\x17.baton.onnx.TensorProto\x12&\n\x06graphs\x18\x0b \x03(\x0b\x32\x16.baton.onnx.GraphProto\x12\x34\n\rsparse_tensor\x18\x16 \x01(\x0b\x32\x1d.baton.onnx.SparseTensorProto\x12\x35\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32\x1d.baton.onnx.SparseTensorProto\"\x88\x01\n\tNodeProto\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12-\n\tattribute\x18\x05 \x03(\x0b\x32\x1a.baton.onnx.AttributeProto\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"g\n\x10TensorShapeProto\x12\x33\n\x03\x64im\x18\x01 \x03(\x0b\x32&.baton.onnx.TensorShapeProto.Dimension\x1a\x1e\n\tDimension\x12\x11\n\tdim_value\x18\x01 \x01(\x03\"\xa7\x03\n\tTypeProto\x12\x33\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x1c.baton.onnx.TypeProto.TensorH\x00\x12\x34\n\rsequence_type\x18\x04 \x01(\x0b\x32\x1b.baton.onnx.TypeProto.OtherH\x00\x12/\n\x08map_type\x18\x05 \x01(\x0b\x32\x1b.baton.onnx.TypeProto.OtherH\x00\x12\x39\n\x12sparse_tensor_type\x18\x08 \x01(\x0b\x32\x1b.baton.onnx.TypeProto.OtherH\x00\x12\x34\n\roptional_type\x18\t \x01(\x0b\x32\x1b.baton.onnx.TypeProto.InnerH\x00\x1aH\n\x06Tensor\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12+\n\x05shape\x18\x02 \x01(\x0b\x32\x1c.baton.onnx.TensorShapeProto\x1a\x31\n\x05Inner\x12(\n\telem_type\x18\x01 \x01(\x0b\x32\x15.baton.onnx.TypeProto\x1a\x07\n\x05OtherB\x07\n\x05value\"C\n\x0eValueInfoProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04type\x18\x02 \x01(\x0b\x32\x15.baton.onnx.TypeProto\"\xff\x01\n\nGraphProto\x12#\n\x04node\x18\x01 \x03(\x0b\x32\x15.baton.onnx.NodeProto\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x0binitializer\x18\x05 \x03(\x0b\x32\x17.baton.onnx.TensorProto\x12)\n\x05input\x18\x0b \x03(\x0b\x32\x1a.baton.onnx.ValueInfoProto\x12*\n\x06output\x18\x0c \x03(\x0b\x32\x1a.baton.onnx.ValueInfoProto\x12\x39\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32\x1d.baton.onnx.SparseTensorProto\"5\n\x12OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xbd\x01\n\rFunctionProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04node\x18\x07 \x03(\x0b\x32\x15.baton.onnx.NodeProto\x12\x34\n\x0copset_import\x18\t \x03(\x0b\x32\x1e.baton.onnx.OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\n \x01(\t\x12\x33\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1a.baton.onnx.AttributeProto\"\xc2\x01\n\nModelProto\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12%\n\x05graph\x18\x07 \x01(\x0b\x32\x16.baton.onnx.GraphProto\x12\x34\n\x0copset_import\x18\x08 \x03(\x0b\x32\x1e.baton.onnx.OperatorSetIdProto\x12,\n\tfunctions\x18\x19 \x03(\x0b\x32\x19.baton.onnx.FunctionProto')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,14 +43,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTRIBUTEPROTO']._serialized_end=718
   _globals['_NODEPROTO']._serialized_start=721
   _globals['_NODEPROTO']._serialized_end=857
-  _globals['_VALUEINFOPROTO']._serialized_start=859
-  _globals['_VALUEINFOPROTO']._serialized_end=889
-  _globals['_GRAPHPROTO']._serialized_start=892
-  _globals['_GRAPHPROTO']._serialized_end=1147
-  _globals['_OPERATORSETIDPROTO']._serialized_start=1149
-  _globals['_OPERATORSETIDPROTO']._serialized_end=1202
-  _globals['_FUNCTIONPROTO']._serialized_start=1205
-  _globals['_FUNCTIONPROTO']._serialized_end=1394
-  _globals['_MODELPROTO']._serialized_start=1397
-  _globals['_MODELPROTO']._serialized_end=1591
+  _globals['_TENSORSHAPEPROTO']._serialized_start=859
+  _globals['_TENSORSHAPEPROTO']._serialized_end=962
+  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_start=932
+  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_end=962
+  _globals['_TYPEPROTO']._serialized_start=965
+  _globals['_TYPEPROTO']._serialized_end=1388
+  _globals['_TYPEPROTO_TENSOR']._serialized_start=1247
+  _globals['_TYPEPROTO_TENSOR']._serialized_end=1319
+  _globals['_TYPEPROTO_INNER']._serialized_start=1321
+  _globals['_TYPEPROTO_INNER']._serialized_end=1370
+  _globals['_TYPEPROTO_OTHER']._serialized_start=1372
+  _globals['_TYPEPROTO_OTHER']._serialized_end=1379
+  _globals['_VALUEINFOPROTO']._serialized_start=1390
+  _globals['_VALUEINFOPROTO']._serialized_end=1457
+  _globals['_GRAPHPROTO']._serialized_start=1460
+  _globals['_GRAPHPROTO']._serialized_end=1715
+  _globals['_OPERATORSETIDPROTO']._serialized_start=1717
+  _globals['_OPERATORSETIDPROTO']._serialized_end=1770
+  _globals['_FUNCTIONPROTO']._serialized_start=1773
+  _globals['_FUNCTIONPROTO']._serialized_end=1962
+  _globals['_MODELPROTO']._serialized_start=1965
+  _globals['_MODELPROTO']._serialized_end=2159
 # @@protoc_insertion_point(module_scope)

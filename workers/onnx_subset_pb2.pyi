@@ -77,11 +77,53 @@ class NodeProto(_message.Message):
     domain: str
     def __init__(self, input: _Optional[_Iterable[str]] = ..., output: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., op_type: _Optional[str] = ..., attribute: _Optional[_Iterable[_Union[AttributeProto, _Mapping]]] = ..., domain: _Optional[str] = ...) -> None: ...
 
+class TensorShapeProto(_message.Message):
+    __slots__ = ("dim",)
+    class Dimension(_message.Message):
+        __slots__ = ("dim_value",)
+        DIM_VALUE_FIELD_NUMBER: _ClassVar[int]
+        dim_value: int
+        def __init__(self, dim_value: _Optional[int] = ...) -> None: ...
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    dim: _containers.RepeatedCompositeFieldContainer[TensorShapeProto.Dimension]
+    def __init__(self, dim: _Optional[_Iterable[_Union[TensorShapeProto.Dimension, _Mapping]]] = ...) -> None: ...
+
+class TypeProto(_message.Message):
+    __slots__ = ("tensor_type", "sequence_type", "map_type", "sparse_tensor_type", "optional_type")
+    class Tensor(_message.Message):
+        __slots__ = ("elem_type", "shape")
+        ELEM_TYPE_FIELD_NUMBER: _ClassVar[int]
+        SHAPE_FIELD_NUMBER: _ClassVar[int]
+        elem_type: int
+        shape: TensorShapeProto
+        def __init__(self, elem_type: _Optional[int] = ..., shape: _Optional[_Union[TensorShapeProto, _Mapping]] = ...) -> None: ...
+    class Inner(_message.Message):
+        __slots__ = ("elem_type",)
+        ELEM_TYPE_FIELD_NUMBER: _ClassVar[int]
+        elem_type: TypeProto
+        def __init__(self, elem_type: _Optional[_Union[TypeProto, _Mapping]] = ...) -> None: ...
+    class Other(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
+    TENSOR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    MAP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_TENSOR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONAL_TYPE_FIELD_NUMBER: _ClassVar[int]
+    tensor_type: TypeProto.Tensor
+    sequence_type: TypeProto.Other
+    map_type: TypeProto.Other
+    sparse_tensor_type: TypeProto.Other
+    optional_type: TypeProto.Inner
+    def __init__(self, tensor_type: _Optional[_Union[TypeProto.Tensor, _Mapping]] = ..., sequence_type: _Optional[_Union[TypeProto.Other, _Mapping]] = ..., map_type: _Optional[_Union[TypeProto.Other, _Mapping]] = ..., sparse_tensor_type: _Optional[_Union[TypeProto.Other, _Mapping]] = ..., optional_type: _Optional[_Union[TypeProto.Inner, _Mapping]] = ...) -> None: ...
+
 class ValueInfoProto(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "type")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    type: TypeProto
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TypeProto, _Mapping]] = ...) -> None: ...
 
 class GraphProto(_message.Message):
     __slots__ = ("node", "name", "initializer", "input", "output", "sparse_initializer")

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from gateway.catalogue import UNLOADED, ModelEntry, State, VersionEntry
 from gateway.config import Config
@@ -20,6 +19,7 @@ from gateway.errors import GatewayError, InvalidRequest, LoadFailed
 from gateway.logs import get_logger
 from gateway.registry.model_config import ModelSettings
 from gateway.registry.orders import load_order, ready_entry
+from gateway.registry.placement import Fleet, Placement
 from gateway.registry.repository import (
     ModelDefinition,
     Repository,
@@ -30,30 +30,6 @@ from workers.spec import LoadOrder, LoadReport
 from workers.verify import ModelRefused
 
 _log = get_logger("lifecycle")
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """A load, and in how many workers of each device (0: in all)."""
-
-    order: LoadOrder
-    share: int
-
-
-class Fleet(Protocol):
-    """The processes, as the lifecycle needs them."""
-
-    async def load(self, placement: Placement, *, one_by_one: bool) -> LoadReport:
-        """Load in every worker that should have it, or in none (LoadFailed)."""
-
-    async def unload(self, handle: int) -> None:
-        """Free a load everywhere."""
-
-    async def publish(self, models: dict[str, ModelEntry], *, ready: bool) -> None:
-        """Put a catalogue in force in every front, and return when it is."""
-
-    async def released(self, handle: int) -> None:
-        """Wait until no front uses a load that is no longer published."""
 
 
 Canary = Callable[[LoadOrder], Awaitable[LoadReport]]
@@ -301,6 +277,8 @@ class Lifecycle:
             current.entry.state == State.READY
             and current.digest == artefact.digest
             and current.settings == definition.settings
+            and current.placement is not None
+            and current.placement.shadow == (version in definition.shadows)
         )
         if unchanged:
             return
@@ -328,6 +306,7 @@ class Lifecycle:
         placement = Placement(
             replace(order, spec=report.spec, warmups=warmups),
             definition.settings.worker_share,
+            version in definition.shadows,
         )
         serving = current.entry.state == State.READY
         await self.fleet.load(placement, one_by_one=serving)

@@ -27,6 +27,8 @@ MAX_PRIORITY_LEVELS = 256
 """Bound of ``priority_levels``, each of which is a queue; ours, not Triton's."""
 
 _THREADS = "intra_op_thread_count"
+SHADOWS = "shadow_versions"
+"""Parameter that the registry writes: versions that run in the shadows' pool."""
 _MAX_UINT32 = (1 << 32) - 1
 _SOURCES: dict[str, Literal["zero", "random", "file"]] = {
     "zero_data": "zero",
@@ -297,7 +299,7 @@ def _ignored(config: ModelConfig) -> Iterator[tuple[str, bool]]:
     for field in ("cc_model_filenames", "metric_tags", "runtime"):
         yield field, bool(getattr(config, field))
     for parameter in sorted(config.parameters):
-        yield f"parameter '{parameter}'", parameter != _THREADS
+        yield f"parameter '{parameter}'", parameter not in {_THREADS, SHADOWS}
 
 
 def _declared(

@@ -14,9 +14,12 @@ from gateway.config import AdmissionConfig, BatchingConfig
 from gateway.errors import InvalidRequest, LoadFailed, UnknownModel, unknown_model
 from gateway.protocol.model_config_pb2 import ModelConfig
 from gateway.registry.config_text import parse_json, parse_pbtxt, refused
-from gateway.registry.model_config import ModelSettings, derive_settings
+from gateway.registry.model_config import SHADOWS, ModelSettings, derive_settings
+from gateway.traffic.table import MODEL_TRAFFIC, ModelTraffic
 
 DEFAULT_FILE = "model.onnx"
+TRAFFIC = "traffic.json"
+"""File with the traffic of a model that the registry keeps."""
 MAX_CONFIG_BYTES = 1 << 20
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _OVERRIDE = "file:"
@@ -45,6 +48,7 @@ class ModelDefinition:
         settings: How to serve it.
         declared_config: Its configuration as written; ``None`` if it has none.
         notes: Worth a log line: what was ignored, and why.
+        shadows: Versions whose answers nobody gets.
     """
 
     name: str
@@ -52,19 +56,30 @@ class ModelDefinition:
     settings: ModelSettings
     declared_config: ModelConfig | None
     notes: tuple[str, ...]
+    shadows: frozenset[int] = frozenset()
 
 
 class Repository:
-    """A folder of models. Calls block on the disk and see its state of the moment."""
+    """A folder of models. Calls block on the disk and see its state of the moment.
+
+    Args:
+        root: The folder.
+        registered: Folder that the registry keeps in the same layout; what it holds
+            of a model is used in place of what `root` does.
+        batching: Server defaults.
+        admission: Server defaults.
+    """
 
     def __init__(
         self,
         root: Path,
         *,
+        registered: Path | None = None,
         batching: BatchingConfig | None = None,
         admission: AdmissionConfig | None = None,
     ) -> None:
         self._root = root
+        self._registered = registered
         self._batching = batching or BatchingConfig()
         self._admission = admission or AdmissionConfig()
 
@@ -75,13 +90,15 @@ class Repository:
             LoadFailed: The repository cannot be read.
         """
         try:
-            folders = [entry.name for entry in self._root.iterdir() if entry.is_dir()]
+            folders = {entry.name for entry in self._root.iterdir() if entry.is_dir()}
+            if self._registered is not None and self._registered.is_dir():
+                folders.update(entry.name for entry in self._registered.iterdir())
         except OSError as error:
             raise LoadFailed(
                 f"the model repository {self._root} cannot be read: {error.strerror}; "
                 "set model_repository to a folder of models"
             ) from error
-        return tuple(sorted(name for name in folders if not _name_fault(name)))
+        return tuple(sorted(name for name in folders if not name_fault(name)))
 
     def read(self, name: str, *, config_json: str | None = None) -> ModelDefinition:
         """Return what there is to load of a model.
@@ -97,9 +114,12 @@ class Repository:
         """
         folder = self._root / name
         try:
-            if _name_fault(name) or not folder.is_dir():
+            if not name_fault(name) and self._registered is not None:
+                kept = self._registered / name
+                folder = kept if kept.is_dir() else folder
+            if name_fault(name) or not folder.is_dir():
                 raise unknown_model(name)
-            config, unknown = _read_config(name, folder, config_json)
+            config, unknown = read_config(name, folder, config_json)
             settings, ignored = derive_settings(
                 name,
                 config,
@@ -107,7 +127,7 @@ class Repository:
                 batching=self._batching,
                 admission=self._admission,
             )
-            found, skipped = _versions(name, folder, config or ModelConfig())
+            found, skipped = find_versions(name, folder, config or ModelConfig())
         except OSError as error:
             raise LoadFailed(f"{name}: cannot be read: {error.strerror}") from error
         versions, absent = _chosen(name, found, config or ModelConfig())
@@ -117,7 +137,31 @@ class Repository:
             raise UnknownModel(
                 "; ".join((f"'{name}' has no available versions", *notes, *way_out))
             )
-        return ModelDefinition(name, versions, settings, config, notes)
+        shadows = _shadows(name, config or ModelConfig())
+        return ModelDefinition(name, versions, settings, config, notes, shadows)
+
+
+def tables(registered: Path) -> dict[str, ModelTraffic]:
+    """Return the traffic of all models that the registry keeps, as it last was.
+
+    Raises:
+        LoadFailed: One cannot be read; it names the file and the way out.
+    """
+    found = {}
+    for file in sorted(registered.glob(f"*/{TRAFFIC}")):
+        try:
+            found[file.parent.name] = MODEL_TRAFFIC.validate_json(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise LoadFailed(
+                f"{file} cannot be read: {error}; delete it: the controller writes it "
+                "again"
+            ) from error
+    return found
+
+
+def registered(state_dir: Path) -> Path:
+    """Return the folder in which the registry keeps what is to be served."""
+    return state_dir / "registry" / "repository"
 
 
 def write_override(name: str, files: dict[str, bytes], target: Path) -> None:
@@ -132,7 +176,7 @@ def write_override(name: str, files: dict[str, bytes], target: Path) -> None:
         InvalidRequest: A name would leave the model's folder.
         LoadFailed: The files cannot be written.
     """
-    fault = _name_fault(name)
+    fault = name_fault(name)
     if fault:
         raise InvalidRequest(f"model name {name[:100]!r} {fault}")
     for parameter, content in files.items():
@@ -153,7 +197,7 @@ def write_override(name: str, files: dict[str, bytes], target: Path) -> None:
             ) from error
 
 
-def _name_fault(name: str) -> str:
+def name_fault(name: str) -> str:
     """Return what is wrong with a model name, or an empty string."""
     if not 0 < len(name.encode(errors="replace")) <= 255:
         return "must have 1 to 255 bytes"
@@ -162,6 +206,18 @@ def _name_fault(name: str) -> str:
     if not name.isprintable() or set(name) & set("/\\"):
         return "must not hold path separators or control characters"
     return ""
+
+
+def _shadows(name: str, config: ModelConfig) -> frozenset[int]:
+    if SHADOWS not in config.parameters:
+        return frozenset()
+    text = config.parameters[SHADOWS].string_value
+    try:
+        return frozenset(int(number) for number in text.split(",") if number)
+    except ValueError:
+        raise refused(
+            name, f"parameter {SHADOWS} {text!r} must be as in '2,3'"
+        ) from None
 
 
 def _stays_below(path: PurePosixPath) -> bool:
@@ -173,9 +229,10 @@ def _stays_below(path: PurePosixPath) -> bool:
     )
 
 
-def _read_config(
-    name: str, folder: Path, config_json: str | None
+def read_config(
+    name: str, folder: Path, config_json: str | None = None
 ) -> tuple[ModelConfig | None, tuple[str, ...]]:
+    """Return a model's configuration, ``None`` if it has none, and notes on it."""
     if config_json is not None:
         return parse_json(config_json, f"{name}: config parameter")
     source = f"{name}/config.pbtxt"
@@ -193,7 +250,7 @@ def _read_config(
         raise refused(f"{source}:{line}", "is not UTF-8 text") from error
 
 
-def _versions(
+def find_versions(
     name: str, folder: Path, config: ModelConfig
 ) -> tuple[tuple[VersionSource, ...], tuple[str, ...]]:
     """Return every version there is, ascending, and notes on what is none."""

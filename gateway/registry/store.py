@@ -52,12 +52,13 @@ class ArtefactStore:
             for left_over in self._folder.glob(pattern):
                 _remove(left_over)
 
-    def take_in(self, source: Path) -> Artefact:
+    def take_in(self, source: Path, *, name: str | None = None) -> Artefact:
         """Copy a model file and its external data, check the copy, and keep it.
 
         Args:
             source: The ONNX file, perhaps with a ``.sha256`` beside it. Nothing
                 outside its folder is read, whatever it refers to.
+            name: What the copy of the ONNX file is called; ``None`` for as it is.
 
         Returns:
             The artefact, the same one for the same names and bytes.
@@ -69,13 +70,14 @@ class ArtefactStore:
         # The source first: its external names must be known good before they are
         # opened. The copy again: the source may have changed since.
         references = verify_model(source, max_bytes=self._max_bytes)
+        name = name or source.name
         try:
             # A sibling of its final place, so that a read-only folder can be moved.
             folder = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
             try:
-                files = _copy(source, references.external_files, folder)
-                check_digest(source, files[source.name])
-                copy = folder / source.name
+                files = _copy(source, name, references.external_files, folder)
+                check_digest(source, files[name])
+                copy = folder / name
                 if verify_model(copy, max_bytes=self._max_bytes) != references:
                     raise ModelRefused(
                         f"{source.name}: changed while it was copied; load it again"
@@ -89,7 +91,11 @@ class ArtefactStore:
                 f"{source.name}: cannot be copied into the artefact store: "
                 f"{error.strerror}; free space in state_dir or make it writable"
             ) from error
-        return Artefact(digest, self._folder / digest / source.name)
+        return Artefact(digest, self.folder(digest) / name)
+
+    def folder(self, digest: str) -> Path:
+        """Return where an artefact is, or would be."""
+        return self._folder / digest
 
     def remove_unused(self, keep: set[str]) -> None:
         """Delete every artefact whose digest is not in `keep`.
@@ -109,23 +115,23 @@ class ArtefactStore:
             for name in names:
                 os.chmod(os.path.join(parent, name), 0o444)
             os.chmod(parent, 0o555)  # noqa: S103 - workers may run as another user
-            _sync_folder(parent)
-        target = self._folder / digest
+            sync_folder(parent)
+        target = self.folder(digest)
         try:
             folder.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
 
-def _copy(source: Path, external: tuple[str, ...], folder: Path) -> dict[str, str]:
+def _copy(
+    source: Path, name: str, external: tuple[str, ...], folder: Path
+) -> dict[str, str]:
     """Copy the files to disk and return the SHA-256 of each by its relative name."""
-    digests = {
-        source.name: _copy_one(os.open(source, os.O_RDONLY), folder, source.name)
-    }
-    for name in external:
-        digests[name] = _copy_one(open_beneath(source.parent, name), folder, name)
+    digests = {name: _copy_one(os.open(source, os.O_RDONLY), folder, name)}
+    for other in external:
+        digests[other] = _copy_one(open_beneath(source.parent, other), folder, other)
     return digests
 
 
@@ -150,7 +156,7 @@ def _digest(files: dict[str, str]) -> str:
     return hashlib.sha256(manifest.encode()).hexdigest()
 
 
-def _sync_folder(folder: str | Path) -> None:
+def sync_folder(folder: str | Path) -> None:
     """Make names and renames in a folder survive a power cut."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

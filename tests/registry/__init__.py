@@ -1,0 +1,1 @@
+"""The registry of models, the repository it is served from, and its audit log."""
