@@ -18,12 +18,12 @@ from typing import TextIO
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from gateway.config import Config
+from gateway.config import Config, worker_count
 from gateway.errors import GatewayError
 from gateway.logs import configure, get_logger
 from gateway.preflight import faults, unix_in_use, unix_paths
 from gateway.registry.lifecycle import Lifecycle
-from gateway.registry.repository import Repository
+from gateway.registry.repository import Repository, registered, tables
 from gateway.registry.store import ArtefactStore
 from gateway.supervision.canary import canary
 from gateway.supervision.children import Children
@@ -72,6 +72,7 @@ class Gateway:
         self._run_dir = run_dir
         self._stop = asyncio.Event()
         self._fatal = ""
+        self._shadows_started = False
         self._reservations: list[socket.socket] = []
         workers = config.workers
         self._children = Children(
@@ -91,6 +92,7 @@ class Gateway:
         state_lock = _lock(config.state_dir)
         repository = Repository(
             config.model_repository,
+            registered=registered(config.state_dir),
             batching=config.batching,
             admission=config.admission,
         )
@@ -106,7 +108,9 @@ class Gateway:
             lifecycle.placements,
             on_healthy=self._children.healthy,
             on_hung=self._children.kill,
+            on_shadow=self._start_shadows,
         )
+        fleet.fronts.begin_with(tables(registered(config.state_dir)))
         fleet.operations.update(operations(lifecycle, fleet))
         await fleet.start(self._run_dir / "control.sock")
         metrics_stop = self._serve_metrics(fleet)
@@ -125,7 +129,9 @@ class Gateway:
         self, lifecycle: Lifecycle, fleet: Fleet, names: tuple[str, ...]
     ) -> None:
         try:
-            await fleet.has_started(self._config.grpc.fronts, self._worker_count())
+            await fleet.has_started(
+                self._config.grpc.fronts, worker_count(self._config)
+            )
             await lifecycle.start(names)
         except Exception as error:  # the edge: say why before the end
             _log.exception("start_failed")
@@ -134,7 +140,7 @@ class Gateway:
         ready = sum(row["state"] == "READY" for row in lifecycle.index())
         _log.info(
             "ready",
-            grpc=",".join(sorted(set(fleet.listening.values()))),
+            grpc=",".join(sorted(set(fleet.fronts.listening.values()))),
             metrics=self._metrics_address,
             versions=ready,
         )
@@ -148,7 +154,9 @@ class Gateway:
         drain = self._config.drain
         _log.info("draining", reason=self._fatal or "signal")
         limit_s = drain.pre_drain_ms / 1000 + drain.timeout_s + 5
-        overrun = await self._children.stop("front", limit_s)
+        overrun = await self._children.stop("controller", drain.timeout_s)
+        overrun += await self._children.stop("front", limit_s)
+        overrun += await self._children.stop("shadow", drain.timeout_s)
         overrun += await self._children.stop("worker", drain.timeout_s)
         for name in overrun:
             _log.error("drain_overran", child=name)
@@ -212,7 +220,7 @@ class Gateway:
     def _serve_metrics(self, fleet: Fleet) -> Callable[[], None]:
         metrics = self._config.metrics
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(GatewayCollector(fleet.counters, self._children))
+        registry.register(GatewayCollector(fleet.fronts.counters, self._children))
         try:
             server, thread = start_http_server(
                 metrics.port, metrics.host, registry=registry
@@ -231,17 +239,12 @@ class Gateway:
 
         return stop
 
-    def _worker_count(self) -> int:
-        workers = self._config.workers
-        devices = len(workers.device_ids) if workers.device == "cuda" else 1
-        return workers.count * devices
-
     def _start_children(self, addresses: list[str]) -> None:
         config_path = self._run_dir / "config.json"
         config_path.write_text(self._config.model_dump_json())
         control = str(self._run_dir / "control.sock")
         parent = str(os.getpid())
-        for index in range(self._worker_count()):
+        for index in range(worker_count(self._config)):
             self._children.start(
                 f"worker-{index}", self._worker_command(index, control, parent)
             )
@@ -255,9 +258,28 @@ class Gateway:
             }
             command = [sys.executable, "-m", "gateway.front", *_flat(arguments)]
             self._children.start(f"front-{index}", partial(list, command))
+        arguments = {
+            "--config": str(config_path),
+            "--control": control,
+            "--parent": parent,
+        }
+        command = [sys.executable, "-m", "gateway.controller", *_flat(arguments)]
+        # Fronts serve with the tables they have, whatever becomes of it.
+        self._children.start("controller", partial(list, command), vital=False)
+
+    def _start_shadows(self) -> None:
+        """Start the shadows' pool, once there is something for it to do."""
+        if self._shadows_started:
+            return
+        self._shadows_started = True
+        control, parent = str(self._run_dir / "control.sock"), str(os.getpid())
+        first = worker_count(self._config)
+        for number in range(self._config.traffic.shadow_workers):
+            command = self._worker_command(first + number, control, parent, "--idle")
+            self._children.start(f"shadow-{number}", command, vital=False)
 
     def _worker_command(
-        self, index: int, control: str, parent: str
+        self, index: int, control: str, parent: str, *more: str
     ) -> Callable[[], list[str]]:
         generations = count()
 
@@ -269,7 +291,7 @@ class Gateway:
                 "--worker": str(index),
                 "--parent": parent,
             }
-            return [sys.executable, "-m", "workers", *_flat(arguments)]
+            return [sys.executable, "-m", "workers", *_flat(arguments), *more]
 
         return command
 

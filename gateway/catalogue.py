@@ -6,7 +6,7 @@ new state of the world is a new catalogue with a higher revision.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from gateway.errors import (
     UnknownModel,
     unknown_model,
 )
+from gateway.traffic.table import ModelTraffic, Weights
 from workers.spec import ModelSpec
 
 UNLOADED = "unloaded"
@@ -118,12 +119,16 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class WorkerEntry:
-    """One worker process: where it listens and what it has loaded."""
+    """One worker process: where it listens and what it has loaded.
+
+    A worker of the shadows' pool has only those, and whatever time nobody else wants.
+    """
 
     index: int
     pid: int
     path: str
     handles: frozenset[int]
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,8 @@ class Catalogue:
         models: By name.
         workers: Those that serve.
         fronts: Number of front processes, which share the workers.
+        traffic: What was decided about a model's traffic, by its name.
+        weights: What its policy made of that since.
     """
 
     revision: int = 0
@@ -143,41 +150,59 @@ class Catalogue:
     models: dict[str, ModelEntry] = field(default_factory=dict)
     workers: tuple[WorkerEntry, ...] = ()
     fronts: int = 1
+    traffic: dict[str, ModelTraffic] = field(default_factory=dict)
+    weights: dict[str, Weights] = field(default_factory=dict)
+
+    def with_traffic(
+        self, model: str, traffic: ModelTraffic, weights: Weights | None = None
+    ) -> Catalogue:
+        """Return this catalogue with a decision about a model's traffic in force.
+
+        Args:
+            model: Its name.
+            traffic: What was decided.
+            weights: What its policy knows already; ``None``: the shares of the arms.
+        """
+        others = {name: w for name, w in self.weights.items() if name != model}
+        if weights is not None:
+            others[model] = weights
+        table = {**self.traffic, model: traffic}
+        return replace(self, traffic=table, weights=others)
 
     def find(self, model: str, version: str) -> VersionEntry:
         """Return the version that a request for `model` and `version` means.
 
         Args:
             model: Name as the client wrote it.
-            version: Decimal integer, or empty for the highest ready version.
+            version: Decimal integer, an alias, or empty for the champion; where no
+                arms are set, for the highest ready version that is no shadow.
 
         Returns:
             The entry, in any state if it was named, ready otherwise.
 
         Raises:
-            UnknownModel: There is no such model or version.
-            InvalidRequest: `version` is not an integer.
+            UnknownModel: There is no such model, version or alias.
+            InvalidRequest: `version` can be none of these.
             NotReady: No version of the model serves.
             NoVersions: The same, because it was unloaded.
         """
         entry = self.models.get(model)
         if entry is None:
             raise unknown_model(model)
+        traffic = self.traffic.get(model)
+        champion = traffic.champion if traffic is not None else None
+        if not version and champion is not None:
+            version = str(champion.version)
         if not version:
-            ready = [v for v in entry.versions.values() if v.state == State.READY]
-            if ready:
-                return max(ready, key=_number)
-            if not entry.versions:
-                text = f"'{model}' has no available versions"
-                why = entry.reason.removeprefix(text).lstrip("; ")
-                raise UnknownModel(f"{text}: {why}" if why else text)
-            if all(v.reason == UNLOADED for v in entry.versions.values()):
-                raise NoVersions(f"'{model}' has no available versions")
-            raise NotReady(_not_ready(model, max(entry.versions.values(), key=_number)))
+            return _highest(entry, traffic)
+        if traffic is not None and version in traffic.aliases:
+            version = str(traffic.aliases[version])
         if not (version.isascii() and version.isdigit()) or len(version) > 18:
+            aliases = sorted(traffic.aliases) if traffic is not None else ()
+            known = f", an alias ({', '.join(aliases)})" if aliases else ""
             raise InvalidRequest(
                 f"failed to get model version from '{version}': a version of "
-                f"'{model}' is a decimal integer, or empty for the latest"
+                f"'{model}' is a decimal integer{known}, or empty for the latest"
             )
         found = entry.versions.get(int(version))
         if found is None:
@@ -198,6 +223,12 @@ class Catalogue:
             raise NotReady(_not_ready(model, found))
         return found
 
+    def ready_versions(self, model: str) -> dict[int, VersionEntry]:
+        """Return the versions of a model that serve, by number."""
+        entry = self.models.get(model)
+        versions = entry.versions if entry is not None else {}
+        return {n: v for n, v in versions.items() if v.state == State.READY}
+
     def handles(self) -> set[int]:
         """Return the handles of all ready versions."""
         return {
@@ -206,6 +237,22 @@ class Catalogue:
             for version in model.versions.values()
             if version.state == State.READY
         }
+
+
+def _highest(model: ModelEntry, traffic: ModelTraffic | None) -> VersionEntry:
+    """Return the highest ready version; a shadow's answers are for nobody."""
+    shadows = {shadow.version for shadow in traffic.shadows} if traffic else set()
+    versions = [v for v in model.versions.values() if v.version not in shadows]
+    ready = [v for v in versions if v.state == State.READY]
+    if ready:
+        return max(ready, key=_number)
+    if not versions:
+        text = f"'{model.name}' has no available versions"
+        why = model.reason.removeprefix(text).lstrip("; ")
+        raise UnknownModel(f"{text}: {why}" if why else text)
+    if all(v.reason == UNLOADED for v in versions):
+        raise NoVersions(f"'{model.name}' has no available versions")
+    raise NotReady(_not_ready(model.name, max(versions, key=_number)))
 
 
 def _number(entry: VersionEntry) -> int:

@@ -186,6 +186,33 @@ class AdmissionConfig(BaseModel):
     """Wait that a refusal asks of the client (`grpc-retry-pushback-ms`)."""
 
 
+class AdminConfig(BaseModel):
+    """The admin plane: who may change models and traffic. Never on the data port."""
+
+    model_config = _SECTION
+
+    unix_socket: Path | None = None
+    """Socket of the admin service, for its owner alone; ``admin.sock`` in
+    `state_dir` if it is not set. A path has at most 107 bytes."""
+    port: Port | None = None
+    """Also listen on this TCP port of `host`; 0 takes a free one. Whoever reaches it
+    may change everything: there is no authentication yet."""
+    host: str = "127.0.0.1"
+    """Address of `port`."""
+
+
+class TrafficConfig(BaseModel):
+    """Arms, policies, shadows."""
+
+    model_config = _SECTION
+
+    memory_records: Count = 65_536
+    """Decisions that each front remembers, until there is an event log."""
+    shadow_workers: Annotated[int, Field(ge=0)] = 1
+    """Worker processes for shadows alone, at the lowest priority of the scheduler;
+    started with the first shadow. 0: shadows are refused."""
+
+
 class DrainConfig(BaseModel):
     """How a process goes away."""
 
@@ -243,6 +270,8 @@ class Config(BaseSettings):
     workers: WorkersConfig = WorkersConfig()
     batching: BatchingConfig = BatchingConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    admin: AdminConfig = AdminConfig()
+    traffic: TrafficConfig = TrafficConfig()
     drain: DrainConfig = DrainConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
@@ -258,6 +287,12 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take flags and environment only; `config_file` adds the file below them."""
         return (init_settings, env_settings)
+
+
+def worker_count(config: Config) -> int:
+    """Return the number of workers over all devices, without the shadows' pool."""
+    workers = config.workers
+    return workers.count * (len(workers.device_ids) if workers.device == "cuda" else 1)
 
 
 def intra_op_threads(config: WorkersConfig) -> int:

@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ from gateway.serving.infer import InferService
 from gateway.serving.link import LinkSettings, WorkerLink
 from gateway.serving.methods import methods
 from gateway.serving.server import ServerService
+from gateway.serving.shadow import Shadows
+from gateway.serving.sink import MemorySink
 from gateway.serving.state import FrontState
+from gateway.traffic.table import MODEL_TRAFFIC, WEIGHTS
 from gateway.transport.grpcio_listener import GrpcioListener
 from gateway.transport.listener import Listener
 from workers.process import die_with_parent
@@ -42,6 +46,8 @@ _log = get_logger("front")
 
 _REPORT_PERIOD_S = 1.0
 """Counters are pushed this often, so that a kill -9 loses at most that much."""
+_SHADOW_PATIENCE = 10
+"""How many times longer a shadow's worker may be without an answer."""
 _TIMER_NS = 10_000_000
 """A timer may fire this much early: uvloop counts in whole milliseconds."""
 
@@ -70,6 +76,15 @@ class Front:
             pushback_ms=config.admission.pushback_ms,
         )
         self.dispatcher.on_idle_handle = self._handle_idle
+        self._sink = MemorySink(config.traffic.memory_records)
+        self._shadows = Shadows(
+            loop,
+            self.dispatcher,
+            self.admission,
+            self._sink,
+            now_ns=now_ns,
+            max_bytes=config.admission.max_inflight_bytes,
+        )
         self.infer = InferService(
             self.state,
             self.dispatcher,
@@ -78,6 +93,8 @@ class Front:
             default_timeout_ns=config.admission.default_timeout_ms * 1_000_000,
             max_stream_inflight=config.grpc.max_stream_inflight,
             max_stream_bytes=config.grpc.max_stream_bytes,
+            sink=self._sink,
+            shadows=self._shadows,
         )
         table = methods(
             self.infer,
@@ -179,6 +196,20 @@ class Front:
             case "catalogue":
                 catalogue = CATALOGUE.validate_python(message["catalogue"])
                 answer({"busy": self._apply(catalogue)})
+            case "traffic":
+                traffic = MODEL_TRAFFIC.validate_python(message["traffic"])
+                weights = message["weights"]
+                if weights is not None:
+                    weights = WEIGHTS.validate_python(weights)
+                catalogue = self.state.catalogue
+                model = message["model"]
+                self.state.swap(catalogue.with_traffic(model, traffic, weights))
+                answer({})
+            case "weights":
+                weights = WEIGHTS.validate_python(message["weights"])
+                self.infer.reweigh(message["model"], weights)
+            case "decisions":
+                answer({"decisions": self._decisions(**message["of"])})
             case "snapshot":
                 answer(self._snapshot())
 
@@ -194,6 +225,20 @@ class Front:
         if not self._first_catalogue.done():
             self._first_catalogue.set_result(None)
         return busy
+
+    def _decisions(self, model: str, count: int) -> list[dict[str, Any]]:
+        """Return the last decisions about a model as JSON values, latest first."""
+        behind_ns = time.time_ns() - now_ns()
+        return [
+            {
+                "prediction_id": record.name.decode(),
+                "time": (record.admitted_ns + behind_ns) / 1e9,
+                "rows": record.rows,
+                **record.choice._asdict(),
+                **record.context._asdict(),
+            }
+            for record in self._sink.last(model, count)
+        ]
 
     def _handle_idle(self, handle: int) -> None:
         if handle not in self._handles_kept:
@@ -216,6 +261,12 @@ class Front:
                 for model, version, statistics in self.dispatcher.all_statistics()
             ],
             "rejected": dict(self.infer.rejected),
+            "arms": self.infer.arms(),
+            "shadows": self._shadows.snapshot(),
+            "records": {
+                "offered": self._sink.offered,
+                "forgotten": self._sink.forgotten,
+            },
             "transport": {
                 "accepted": transport.accepted,
                 "calls": transport.calls,
@@ -245,10 +296,12 @@ class Front:
     async def _connect(self, worker: WorkerEntry) -> None:
         workers = self._config.workers
         shared = workers.shared_memory_min_bytes
+        # One that gets time only when nobody else wants it is slow before it hangs.
+        patience = _SHADOW_PATIENCE if worker.shadow else 1
         settings = LinkSettings(
             slot_bytes=self._config.batching.max_batch_bytes if shared else 0,
             arena_min_bytes=shared,
-            hang_timeout_ns=workers.hang_timeout_ms * 1_000_000,
+            hang_timeout_ns=workers.hang_timeout_ms * patience * 1_000_000,
             fronts=self.state.catalogue.fronts,
         )
         link = WorkerLink(

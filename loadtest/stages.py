@@ -38,6 +38,8 @@ from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.infer import InferService
 from gateway.serving.link import LinkSettings, WorkerLink
+from gateway.serving.shadow import Shadows
+from gateway.serving.sink import MemorySink
 from gateway.serving.state import FrontState
 from gateway.transport import frames
 from gateway.transport.hpack import encode_literal
@@ -132,6 +134,15 @@ class Bench:
             default_timeout_ns=30_000_000_000,
             max_stream_inflight=256,
             max_stream_bytes=4 << 20,
+            sink=MemorySink(1),
+            shadows=Shadows(
+                loop,
+                self.dispatcher,
+                admission,
+                MemorySink(1),
+                now_ns=now_ns,
+                max_bytes=1 << 30,
+            ),
         )
         path = f"{SERVICE}/ModelInfer"
         table = Methods({path: infer.model_infer}, {}, frozenset({path}))

@@ -7,7 +7,7 @@ import os
 
 from workers import session
 from workers.loop import WorkerLoop, connect_control, listen
-from workers.process import die_with_parent
+from workers.process import die_with_parent, run_when_idle
 
 
 def main() -> None:
@@ -17,8 +17,11 @@ def main() -> None:
     parser.add_argument("--listen", required=True, help="socket for the fronts")
     parser.add_argument("--worker", required=True, type=int, help="number")
     parser.add_argument("--parent", required=True, type=int, help="supervisor's pid")
+    parser.add_argument("--idle", action="store_true", help="run when nobody else does")
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
+    if arguments.idle:
+        run_when_idle()
     listener = listen(arguments.listen)
     hello = {
         "role": "worker",

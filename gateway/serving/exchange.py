@@ -7,6 +7,8 @@ from typing import Protocol
 from gateway.clock import PredictionIds
 from gateway.serving.pending import Pending
 from gateway.serving.plans import Plan
+from gateway.serving.routing import Choice, Context
+from gateway.serving.rows import BatchRows
 from workers.wire import Buffer
 
 Inputs = list[tuple[int, tuple[int, ...], Buffer]]
@@ -15,13 +17,29 @@ Inputs = list[tuple[int, tuple[int, ...], Buffer]]
 _NOTHING: Inputs = []
 
 
+class Copier(Protocol):
+    """Makes copies of requests for shadows."""
+
+    def copy(
+        self, exchange: Exchange, rows: BatchRows, start: int, name: bytes
+    ) -> None:
+        """Copy a request that has just been answered."""
+
+
 class Service(Protocol):
     """The part of `gateway.serving.infer.InferService` an exchange uses."""
 
     ids: PredictionIds
 
+    @property
+    def shadows(self) -> Copier:
+        """Makes copies of answered requests."""
+
     def cancel(self, exchange: Exchange) -> None:
         """Drop a request whose client left."""
+
+    def record(self, exchange: Exchange, name: bytes) -> None:
+        """Offer the record of a prediction that an arm answered."""
 
 
 class Exchange(Pending):
@@ -31,9 +49,13 @@ class Exchange(Pending):
         plan: How it is served.
         id_field: The client's id, as it goes into the reply.
         service: Where it was admitted.
+        choice: The arm that serves it; ``None`` where the model has none.
+        context: What of the request took part in the choice.
     """
 
     plan: Plan
+    choice: Choice | None
+    context: Context
     id_field: bytes
     service: Service
 

@@ -14,8 +14,9 @@ from gateway.rpc import Call, StreamCall
 from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.exchange import Exchange, Inputs
+from gateway.serving.forms import Layout, Span, layout_of, scan, tail
 from gateway.serving.infer_stream import InferStream
-from gateway.serving.plans import Layout, Plan, layout_of, scan, tail
+from gateway.serving.plans import Plan
 from gateway.serving.requests import (
     Parameters,
     check_inputs,
@@ -23,13 +24,34 @@ from gateway.serving.requests import (
     read_parameters,
     requested_outputs,
 )
+from gateway.serving.routing import (
+    NO_CONTEXT,
+    Choice,
+    Context,
+    Fork,
+    Headers,
+    Router,
+)
 from gateway.serving.rows import BatchRows
+from gateway.serving.shadow import Shadows
+from gateway.serving.sink import Record, Sink
 from gateway.serving.state import FrontState
+from gateway.serving.values import (
+    entry_text,
+    text_of,
+    text_span,
+    texts_of,
+    unit_keys,
+)
+from gateway.traffic.table import Weights
 from workers.wire import Buffer
 
-_MAX_PLANS = 1024
+_MAX_PLANS = 4096
 _MAX_PLAN_BYTES = 4096
 """Longer requests, without their tensors, are not remembered."""
+Served = tuple[Plan, bytes, Inputs, Choice | None, Context]
+"""How a request is served: plan, id field, tensors; who was chosen, if there are
+arms, and what of the request took part in that."""
 
 
 class UnaryExchange(Exchange):
@@ -47,6 +69,10 @@ class UnaryExchange(Exchange):
             self.on_error(error)
             return
         self.call.reply_parts(parts, size)
+        if self.choice is not None:
+            self.service.record(self, name)
+        if self.plan.ways:
+            self.service.shadows.copy(self, rows, start, name)
         self.let_go()
 
     def on_error(self, error: GatewayError) -> None:
@@ -69,6 +95,8 @@ class InferService:
         default_timeout_ns: Deadline of a request that brings none.
         max_stream_inflight: Requests of one stream not yet answered.
         max_stream_bytes: Bytes of answers of one stream not yet taken.
+        sink: Gets the records of predictions that arms answered.
+        shadows: Gets copies of answered requests.
     """
 
     def __init__(
@@ -81,6 +109,8 @@ class InferService:
         default_timeout_ns: int,
         max_stream_inflight: int,
         max_stream_bytes: int,
+        sink: Sink,
+        shadows: Shadows,
     ) -> None:
         self._state = state
         self._dispatcher = dispatcher
@@ -89,16 +119,21 @@ class InferService:
         self._default_timeout_ns = default_timeout_ns
         self._stream_limits = max_stream_inflight, max_stream_bytes
         self._streams: set[InferStream] = set()
-        self._plans: dict[bytes, Plan] = {}
+        self._plans: dict[bytes, Plan | Fork] = {}
         self._layouts: dict[int, Layout] = {}
-        self._planned = state.catalogue
+        self._planned = -1
+        self._routers: dict[str, Router | None] = {}
+        self._counted: dict[str, dict[int, int]] = {}  # by routers that are gone
+        self._cuts: frozenset[bytes] = frozenset()
+        self._sink = sink
+        self.shadows = shadows
         self.ids = PredictionIds()
         self.rejected: Counter[str] = Counter()
 
     def model_infer(self, call: Call, message: bytes) -> None:
         """Serve ModelInfer."""
         try:
-            exchange = self.begin(UnaryExchange, message, call.deadline_ns)
+            exchange = self.begin(UnaryExchange, message, call.deadline_ns, call)
         except GatewayError as error:
             call.fail(error)
             return
@@ -116,38 +151,59 @@ class InferService:
         for stream in tuple(self._streams):
             stream.drain()
 
+    def record(self, exchange: Exchange, name: bytes) -> None:
+        """Offer the record of a prediction that an arm answered."""
+        assert exchange.choice is not None
+        self._sink.offer(
+            Record(
+                name,
+                exchange.plan.model,
+                exchange.admitted_ns,
+                exchange.rows,
+                exchange.choice,
+                exchange.context,
+            )
+        )
+
     def cancel(self, exchange: Exchange) -> None:
         """Drop a request whose client left."""
         self._dispatcher.cancel(exchange)
         exchange.let_go()
 
-    def begin(self, kind: type[_E], message: bytes, deadline_ns: int) -> _E:
+    def begin(
+        self, kind: type[_E], message: bytes, deadline_ns: int, call: Headers
+    ) -> _E:
         """Check and admit a request; its outcome comes to the object returned.
 
         Args:
             kind: Class of that object; the outcome comes later, never at once.
             message: Serialised ModelInferRequest.
             deadline_ns: Of the call, or 0.
+            call: Brings metadata.
 
         Raises:
             GatewayError: Why it was not admitted.
         """
-        if self._planned is not self._state.catalogue:
-            self._planned = self._state.catalogue
-            self._plans.clear()
-            self._layouts.clear()
+        if self._planned != self._state.epoch:
+            self._forget()
         layout = self._layouts.get(len(message))
+        unit: str | None = None
         if (
             layout is not None
             and message.startswith(layout.first)
-            and message[layout.id_end : layout.raw_start] == layout.second
+            and message[layout.id_end : layout.second_end] == layout.second
             and (id_field := message[layout.id_start : layout.id_end]).isascii()
+            and (not layout.unit_end or (unit := layout.unit(message)) is not None)
         ):
-            plan = layout.plan
+            plan, choice, context = layout.plan, None, NO_CONTEXT
+            fork = layout.fork
+            if fork is not None:
+                arm, choice, context = fork.router.choose(call, fork.parameters, unit)
+                plan = fork.plans[arm]  # type: ignore[assignment]
             index, dims = plan.layout[0]
             inputs: Inputs = [(index, dims, tail(message, layout.raw_start))]
         else:
-            plan, id_field, inputs = self._plan(message)
+            plan, id_field, inputs, choice, context = self._plan(message, call)
         queue = plan.queue
         now = self._now()
         latest = deadline_ns or now + self._default_timeout_ns
@@ -173,45 +229,135 @@ class InferService:
             latest,
         )
         exchange.plan = plan
+        exchange.choice = choice
+        exchange.context = context
         exchange.id_field = id_field
         exchange.service = self
         self._dispatcher.submit(exchange, queue)
         return exchange
 
-    def _plan(self, message: bytes) -> tuple[Plan, bytes, Inputs]:
-        """Return how to serve a request, its id field and its tensors."""
-        found = scan(message)
-        if found is not None:
-            key, id_field, raws = found
-            plan = self._plans.get(key)
-            if plan is not None:
-                inputs = plan.inputs(raws)
-                if inputs is not None:
-                    self._remember(message, id_field, raws, plan)
-                    return plan, id_field, inputs
-        return self._new_plan(message, None if found is None else found[0])
+    def _forget(self) -> None:
+        """Drop what was worked out from a catalogue that is no longer in force."""
+        self._planned = self._state.epoch
+        self._plans.clear()
+        self._layouts.clear()
+        self._counted = self.arms()
+        self._routers.clear()
+        self._cuts = unit_keys(self._state.catalogue.traffic.values())
 
-    def _remember(
-        self, message: bytes, id_field: bytes, raws: list[Buffer], plan: Plan
+    def reweigh(self, model: str, weights: Weights) -> None:
+        """Put new weights of a model's arms in force."""
+        self._state.reweigh(model, weights)
+        router = self._routers.get(model)
+        if router is not None:
+            router.reweigh(weights)
+
+    def arms(self) -> dict[str, dict[int, int]]:
+        """Return the requests that each version got as an arm, by model."""
+        found = {name: dict(counts) for name, counts in self._counted.items()}
+        for name, router in self._routers.items():
+            if router is not None:
+                router.add_counts(found.setdefault(name, {}))
+        return found
+
+    def _router(self, model: str) -> Router | None:
+        """Return who chooses between the arms of a model; ``None``: it has none."""
+        if model in self._routers:
+            return self._routers[model]
+        catalogue = self._state.catalogue
+        traffic = catalogue.traffic.get(model)
+        router = None
+        if traffic is not None and traffic.arms:
+            ready = catalogue.ready_versions(model)
+            router = Router(traffic, ready, catalogue.weights.get(model))
+        self._routers[model] = router
+        return router
+
+    def _plan(self, message: bytes, call: Headers) -> Served:
+        """Return how to serve a request that no layout recognises."""
+        found = scan(message, self._cuts)
+        if found is None:
+            return self._new_plan(message, call, None, None)
+        key, id_field, raws, cut = found
+        known = self._plans.get(key)
+        if known is None:
+            return self._new_plan(message, call, key, None)
+        if isinstance(known, Plan):
+            inputs = known.inputs(raws)
+            if inputs is None:
+                return self._new_plan(message, call, key, None)
+            self._remember(message, id_field, raws, known)
+            return known, id_field, inputs, None, NO_CONTEXT
+        unit = None if cut is None else entry_text(message, *cut)
+        arm, choice, context = known.router.choose(call, known.parameters, unit)
+        plan = known.plans[arm]
+        inputs = None if plan is None else plan.inputs(raws)
+        if plan is None or inputs is None:
+            return self._new_plan(message, call, key, (known, arm, choice, context))
+        span = None if cut is None else text_span(message, *cut)
+        if cut is None or span is not None:
+            self._remember(message, id_field, raws, plan, known, span)
+        return plan, id_field, inputs, choice, context
+
+    def _remember(  # noqa: PLR0917 - keywords cost time
+        self,
+        message: bytes,
+        id_field: bytes,
+        raws: list[Buffer],
+        plan: Plan,
+        fork: Fork | None = None,
+        unit: Span | None = None,
     ) -> None:
-        layout = layout_of(message, id_field, raws, plan)
+        if fork is not None and not fork.straight:
+            return
+        before = self._layouts.get(len(message))
+        if before is not None and not before.gives_way():
+            return
+        layout = layout_of(message, id_field, raws, plan, unit)
         if layout is not None:
+            layout.fork = fork
             if len(self._layouts) >= _MAX_PLANS:
                 self._layouts.clear()
             self._layouts[len(message)] = layout
 
     def _new_plan(
-        self, message: bytes, key: bytes | None
-    ) -> tuple[Plan, bytes, Inputs]:
-        """Parse a request of a form not seen before, and remember the form."""
+        self,
+        message: bytes,
+        call: Headers,
+        key: bytes | None,
+        chosen: tuple[Fork, int, Choice, Context] | None,
+    ) -> Served:
+        """Parse a request of a form not seen before, and remember the form.
+
+        Args:
+            message: The request.
+            call: Brings metadata.
+            key: To remember its form by; ``None`` where it has none.
+            chosen: The arm that serves it, where that was decided.
+        """
+        choice: Choice | None = None
+        context, fork, arm = NO_CONTEXT, None, 0
         try:
             request = parse(message)
+            model = request.model_name
             catalogue = self._state.catalogue
-            entry = catalogue.serving(request.model_name, request.model_version)
+            router = None if request.model_version else self._router(model)
+            if chosen is not None:
+                fork, arm, choice, context = chosen
+                entry = fork.router.entries[arm]
+            elif router is not None and router.serves:
+                given = request.parameters
+                fork = Fork(router, texts_of(given, router.segment_keys))
+                name = router.unit_key
+                unit = text_of(given[name]) if name in given else None
+                arm, choice, context = router.choose(call, fork.parameters, unit)
+                entry = router.entries[arm]
+            else:
+                entry = catalogue.serving(model, request.model_version)
         except GatewayError as error:
             self.rejected[error.label] += 1
             raise
-        queue = self._dispatcher.queue_for(request.model_name, entry)
+        queue = self._dispatcher.queue_for(model, entry)
         try:
             parameters = read_parameters(request.parameters)
             outputs = requested_outputs(request, queue.spec)
@@ -227,12 +373,16 @@ class InferService:
             level=_level(entry, parameters),
             queue_timeout_ns=_queue_timeout_ns(entry, parameters),
         )
+        if not request.model_version:
+            plan.ways = self.shadows.ways(catalogue, model, entry)
         if plan.sizes is not None and key is not None and len(key) <= _MAX_PLAN_BYTES:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            self._plans[key] = plan
+            if fork is not None:
+                fork.add(arm, plan)
+            self._plans[key] = fork or plan
         id_field = ModelInferRequest(id=request.id).SerializeToString()
-        return plan, id_field, checked.tensors
+        return plan, id_field, checked.tensors, choice, context
 
 
 def _level(entry: VersionEntry, parameters: Parameters) -> int:

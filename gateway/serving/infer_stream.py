@@ -17,6 +17,7 @@ from gateway.protocol.inference_pb2 import (
 from gateway.rpc import StreamCall
 from gateway.serving.exchange import Exchange
 from gateway.serving.plans import stream_head
+from gateway.serving.routing import Headers
 from gateway.serving.rows import BatchRows
 
 _FINAL = ModelInferResponse()
@@ -49,6 +50,10 @@ class StreamExchange(Exchange):
             self.on_error(error)
             return
         self.answer = b"".join((stream_head(size), *parts))
+        if self.choice is not None:
+            self.service.record(self, name)
+        if self.plan.ways:
+            self.service.shadows.copy(self, rows, start, name)
         self.let_go()
         self.stream.flush_soon()
 
@@ -65,7 +70,11 @@ class Service(Protocol):
     """The part of `gateway.serving.infer.InferService` in use."""
 
     def begin(
-        self, kind: type[StreamExchange], message: bytes, deadline_ns: int
+        self,
+        kind: type[StreamExchange],
+        message: bytes,
+        deadline_ns: int,
+        call: Headers,
     ) -> StreamExchange:
         """Admit a request, or raise why not."""
 
@@ -110,7 +119,9 @@ class InferStream:
             return
         deadline_ns = self._stream.deadline_ns
         try:
-            exchange = self._service.begin(StreamExchange, message, deadline_ns)
+            exchange = self._service.begin(
+                StreamExchange, message, deadline_ns, self._stream
+            )
         except GatewayError as error:
             self._refuse(error, message)
             return

@@ -1,10 +1,8 @@
 """What is the same in request after request, worked out once. Pure.
 
-Clients repeat themselves: of a ModelInferRequest only the id and the tensor's bytes
-differ from one to the next. `scan` takes a message apart without protobuf into that
-and the rest, and the rest, as bytes, is the key to a `Plan`: the version, the checked
-shapes, the limits, and a reply with holes where the id and the rows go. Whatever
-`scan` does not recognise, protobuf parses; both end in a plan.
+A `Plan` is what all requests of a form (see `gateway.serving.forms`) have in common:
+the version, the checked shapes, the limits, and a reply with holes where the id and
+the rows go.
 
 Source: protobuf's wire format (a tag is field number << 3 | wire type; everything
 here is of type 2, length-delimited) and the field numbers of ``inference.proto``.
@@ -14,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from gateway.catalogue import VersionEntry
 from gateway.errors import TooLarge
@@ -24,146 +23,21 @@ from gateway.serving.requests import CheckedInputs
 from gateway.serving.rows import BatchRows
 from workers.wire import Buffer
 
+if TYPE_CHECKING:
+    from gateway.serving.mirrors import Way
+
 PREDICTION_ID = "prediction_id"
 """Response parameter: the id minted for this prediction (UUIDv7)."""
 SERVED_VERSION = "version"
 """Response parameter: the version that served, as in ``model_version``."""
 
-_ID, _RAW = 0x1A, 0x3A
-_BEFORE_RAW = frozenset({0x0A, 0x12, _ID, 0x22, 0x2A, 0x32})
-"""Tags of model_name, model_version, id, parameters, inputs and outputs."""
 _RAW_OUTPUT = b"\x32"
 _MAX_REPLY_BYTES = (1 << 31) - (1 << 20)
 """A protobuf message holds less than 2 GiB."""
-_WIDE_BYTES = 1 << 14
-"""Tensors from this size on are not copied out of their message."""
 _PLACE = "?" * 36
 _MAX_TEMPLATES = 16
 _UNSAFE = frozenset({"BYTES", "BOOL"})
 """Datatypes whose bytes are checked one by one, in every request."""
-
-
-# Cut in parts it would cost a call for each, with every request.
-def scan(  # noqa: C901, PLR0911, PLR0912
-    message: bytes,
-) -> tuple[bytes, bytes, list[Buffer]] | None:
-    """Take a request apart.
-
-    Returns:
-        The message without its id and tensor bytes; the id field as it stands; the
-        raw tensors. ``None`` where the message is not written the usual way: then
-        it may be valid, and protobuf must say.
-    """
-    position = id_start = id_end = 0
-    end = len(message)
-    try:
-        while position < end:
-            tag = message[position]
-            if tag == _RAW:
-                break
-            if tag not in _BEFORE_RAW:
-                return None
-            size = message[position + 1]
-            stop = position + 2 + size
-            if size > 127:
-                size, after = _varint(message, position + 1)
-                stop = after + size
-            if tag == _ID:
-                if id_end:
-                    return None
-                id_start, id_end = position, stop
-            position = stop
-        raws: list[Buffer] = []
-        start = position
-        while start < end:
-            if message[start] != _RAW:
-                return None
-            size = message[start + 1]
-            begin = start + 2
-            if size > 127:
-                size, begin = _varint(message, start + 1)
-            start = begin + size
-            if size < _WIDE_BYTES:
-                raws.append(message[begin:start])
-            else:
-                raws.append(memoryview(message)[begin:start])
-    except IndexError:
-        return None
-    if start != end:
-        return None
-    if not id_end:
-        return message[:position], b"", raws
-    id_field = message[id_start:id_end]
-    if not id_field.isascii() and not _is_text(id_field):
-        return None
-    return message[:id_start] + message[id_end:position], id_field, raws
-
-
-def tail(message: bytes, start: int) -> Buffer:
-    """Return the rest of a message; a view of it where that is large."""
-    if len(message) - start < _WIDE_BYTES:
-        return message[start:]
-    return memoryview(message)[start:]
-
-
-class Layout:
-    """Where everything lies in messages of one length that begin like one seen.
-
-    The cheapest way to recognise a request: the same client sends the same bytes
-    around its id and its one tensor. Tags and lengths are among those bytes, so what
-    matches is written the same way.
-
-    Args:
-        message: A request that `scan` took apart.
-        id_field: Its id field, as `scan` gave it.
-        raw: Its only tensor.
-        plan: How to serve it.
-    """
-
-    __slots__ = ("first", "id_end", "id_start", "plan", "raw_start", "second")
-
-    def __init__(
-        self, message: bytes, id_field: bytes, raw: Buffer, plan: Plan
-    ) -> None:
-        self.plan = plan
-        self.raw_start = len(message) - len(raw)
-        self.id_start = message.index(id_field) if id_field else self.raw_start
-        value_start = self.id_start + min(2, len(id_field))
-        self.id_end = self.id_start + len(id_field)
-        self.first = message[:value_start]
-        self.second = message[self.id_end : self.raw_start]
-
-
-def layout_of(
-    message: bytes, id_field: bytes, raws: list[Buffer], plan: Plan
-) -> Layout | None:
-    """Return the layout of a request, if it is simple enough for one."""
-    if not plan.straight or plan.sizes is None or len(id_field) > 129:
-        return None
-    if id_field and message.index(id_field) != _id_start(message):
-        return None
-    return Layout(message, id_field, raws[0], plan)
-
-
-def _id_start(message: bytes) -> int:
-    """Return where the id field of a message that `scan` accepted begins."""
-    position = 0
-    while message[position] != _ID:
-        size, after = _varint(message, position + 1)
-        position = after + size
-    return position
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a number of up to 31 bits, and where it ends."""
-    value = 0
-    for shift in range(0, 35, 7):
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 128:
-            return value, position
-    raise IndexError
 
 
 def _encode_varint(value: int) -> bytes:
@@ -173,18 +47,6 @@ def _encode_varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
-
-
-def _is_text(id_field: bytes) -> bool:
-    """Whether an id is UTF-8, as protobuf demands; its tag and length are ASCII."""
-    start = 2
-    while id_field[start - 1] > 127:
-        start += 1
-    try:
-        id_field[start:].decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +87,7 @@ class Plan:
         model: Name the client used.
         asked_version: Version the client named, or empty.
         layout: Spec index and shape of every input.
+        ways: To the shadows that get copies of these requests.
         sizes: Bytes of every raw tensor, in the request's order; ``None`` where the
             plan holds for this one request alone.
     """
@@ -257,6 +120,7 @@ class Plan:
         # Of every input in spec order: which of the request's raw tensors it is.
         self.order = [sent.index(names[index]) for index, _ in self.layout]
         self.straight = self.order == [0]
+        self.ways: tuple[Way, ...] = ()
         self.sizes: list[int] | None = None
         if len(request.raw_input_contents) == len(sent) and not any(
             queue.spec.inputs[index].datatype in _UNSAFE for index, _ in self.layout

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from gateway.catalogue import Catalogue, State
+from gateway.traffic.table import Weights
 
 
 class FrontState:
@@ -12,12 +14,14 @@ class FrontState:
 
     Attributes:
         catalogue: The snapshot in force.
+        epoch: Grows when what was worked out from the catalogue no longer holds.
         draining: This process is going away: new work should go elsewhere.
         closing: It is about to: streams that never end by themselves must.
     """
 
     def __init__(self) -> None:
         self.catalogue = Catalogue()
+        self.epoch = 0
         self.draining = False
         self.closing = False
         self._watchers: dict[Callable[[], None], None] = {}
@@ -33,7 +37,13 @@ class FrontState:
     def swap(self, catalogue: Catalogue) -> None:
         """Put a catalogue in force, in one step."""
         self.catalogue = catalogue
+        self.epoch += 1
         self._tell()
+
+    def reweigh(self, model: str, weights: Weights) -> None:
+        """Put new weights of a model's arms in force; nothing else changes."""
+        weighed = {**self.catalogue.weights, model: weights}
+        self.catalogue = replace(self.catalogue, weights=weighed)
 
     def drain(self) -> None:
         """Say to everyone who asks that this process is going away."""

@@ -44,6 +44,7 @@ class Child:
     Attributes:
         name: For logs and metrics, such as ``worker-0``.
         command: Makes the command line of the next start.
+        vital: The gateway gives up if it never becomes healthy.
         pid: Of the running process, or 0.
         healthy: It has reported in since the gateway started.
         stopping: It is not to be started again.
@@ -53,6 +54,7 @@ class Child:
 
     name: str
     command: Callable[[], list[str]]
+    vital: bool = True
     pid: int = 0
     healthy: bool = False
     stopping: bool = False
@@ -83,9 +85,11 @@ class Children:
         self._give_up = give_up
         self._children: list[Child] = []
 
-    def start(self, name: str, command: Callable[[], list[str]]) -> None:
-        """Start a child and keep it running."""
-        child = Child(name, command)
+    def start(
+        self, name: str, command: Callable[[], list[str]], *, vital: bool = True
+    ) -> None:
+        """Start a child and keep it running; see `Child`."""
+        child = Child(name, command, vital)
         self._children.append(child)
         loop = asyncio.get_running_loop()
         child.task = loop.create_task(self._keep(child))
@@ -154,7 +158,8 @@ class Children:
                 status=_status(code),
                 again_in=backoff_s,
             )
-            if not child.healthy and child.deaths >= _MAX_STILLBORN:
+            stillborn = not child.healthy and child.deaths >= _MAX_STILLBORN
+            if stillborn and child.vital:
                 self._give_up(f"{child.name} died {child.deaths} times at start")
                 return
             with contextlib.suppress(TimeoutError):

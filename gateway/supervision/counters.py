@@ -30,6 +30,9 @@ class Counters:
             "versions": versions,
             "rejected": snapshot["rejected"],
             "transport": snapshot["transport"],
+            "arms": snapshot["arms"],
+            "shadows": snapshot["shadows"],
+            "records": snapshot["records"],
         }
         gone, last = self._counts
         self._counts = gone, {**last, front: counts}
@@ -61,6 +64,21 @@ class Counters:
         """Return what all connections counted; see `TransportStatistics`."""
         transport: dict[str, Any] = self._totals()["transport"]
         return {"accepted": 0, "calls": 0, "limits": {}, **transport}
+
+    def arms(self) -> dict[str, dict[str, int]]:
+        """Return the requests that each version got as an arm, by model."""
+        arms: dict[str, dict[str, int]] = self._totals().get("arms", {})
+        return arms
+
+    def shadows(self) -> dict[str, Any]:
+        """Return what came of copies, by ``<version>/<model>``; see `Mirror`."""
+        shadows: dict[str, Any] = self._totals().get("shadows", {})
+        return shadows
+
+    def records(self) -> dict[str, int]:
+        """Return prediction records: offered, and forgotten for later ones."""
+        records: dict[str, int] = self._totals().get("records", {})
+        return {"offered": 0, "forgotten": 0, **records}
 
     def gauges(self) -> dict[str, Any]:
         """Return the sums of what the living fronts hold now."""

@@ -52,6 +52,8 @@ class GatewayCollector(Collector):
         versions = self._counters.versions()
         yield from _requests(versions, self._counters.rejected())
         yield from _batches(versions)
+        yield from _traffic(self._counters.arms(), self._counters.records())
+        yield from _shadows(self._counters.shadows())
         yield from _transport(self._counters.transport())
         yield from _gauges(self._counters.gauges())
         yield from _processes(self._processes)
@@ -129,6 +131,47 @@ def _transport(counts: dict[str, Any]) -> Iterator[Metric]:
     for limit, count in counts["limits"].items():
         limits.add_metric([limit], count)
     yield from (accepted, calls, limits)
+
+
+def _shadows(shadows: dict[str, Any]) -> Iterator[Metric]:
+    copies = CounterMetricFamily(
+        "baton_shadow_copies",
+        "Copies of requests for shadows, and what became of them",
+        labels=(*_MODEL, "outcome"),
+    )
+    rows = CounterMetricFamily(
+        "baton_shadow_compared_rows", "Rows compared with the primary's", labels=_MODEL
+    )
+    agreed = CounterMetricFamily(
+        "baton_shadow_agreed_rows", "Rows with the same decision", labels=_MODEL
+    )
+    for key, sums in shadows.items():
+        version, model = key.split("/", 1)
+        for outcome, count in sums["counts"].items():
+            copies.add_metric([model, version, outcome], count)
+        rows.add_metric([model, version], sums["agreement"]["rows"])
+        agreed.add_metric([model, version], sums["agreement"]["agreed"])
+    yield from (copies, rows, agreed)
+
+
+def _traffic(
+    arms: dict[str, dict[str, int]], records: dict[str, int]
+) -> Iterator[Metric]:
+    chosen = CounterMetricFamily(
+        "baton_arm_requests", "Requests an arm was chosen for", labels=_MODEL
+    )
+    for model, versions in arms.items():
+        for version, count in versions.items():
+            chosen.add_metric([model, version], count)
+    offered = CounterMetricFamily(
+        "baton_prediction_records", "Records of predictions that arms answered"
+    )
+    offered.add_metric([], records["offered"])
+    forgotten = CounterMetricFamily(
+        "baton_prediction_records_forgotten", "Records that made room for later ones"
+    )
+    forgotten.add_metric([], records["forgotten"])
+    yield from (chosen, offered, forgotten)
 
 
 def _gauges(gauges: dict[str, Any]) -> Iterator[Metric]:

@@ -1,8 +1,8 @@
-"""The fleet: every front and worker that is connected, and what each has been told.
+"""The fleet: every process that is connected, and what workers have been told.
 
-Loads go to workers, catalogues to fronts, in the order that never shows a front
-a version before a worker has it, nor takes it from a worker before every front
-has let go.
+Loads go to workers, catalogues to fronts (`gateway.supervision.fronts`), in the order
+that never shows a front a version before a worker has it, nor takes it from a worker
+before every front has let go.
 """
 
 from __future__ import annotations
@@ -15,39 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.catalogue import CATALOGUE, Catalogue, ModelEntry, WorkerEntry
+from gateway.catalogue import ModelEntry, WorkerEntry
 from gateway.channel import Answer, Channel
-from gateway.config import Config
+from gateway.config import Config, worker_count
 from gateway.errors import GatewayError, LoadFailed, Unsupported
 from gateway.logs import get_logger
-from gateway.registry.lifecycle import Placement
-from gateway.supervision.counters import Counters
+from gateway.registry.placement import Placement
+from gateway.supervision.fronts import Fronts
 from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
 
 _log = get_logger("fleet")
 
-_SNAPSHOT_TIMEOUT_S = 1.0
-_FRONT_TIMEOUT_S = 5.0
-"""A front that has not taken a catalogue by then hangs, and is killed."""
-
 Operation = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """A request a front may make."""
-
-
-@dataclass(eq=False)
-class FrontPeer:
-    """One connected front.
-
-    Attributes:
-        busy: Loads it still uses although the catalogue dropped them.
-        released: Loads it has let go of since, and that are not freed yet.
-    """
-
-    channel: Channel
-    index: int
-    pid: int
-    busy: set[int] = field(default_factory=set)
-    released: set[int] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -83,6 +63,7 @@ class Fleet:
         placements: Returns the loads every worker should have.
         on_healthy: Called with the pid of a process that reported in.
         on_hung: Called with the pid of a process that was found hanging.
+        on_shadow: Called when there is something for the shadows' pool to load.
     """
 
     def __init__(
@@ -92,21 +73,19 @@ class Fleet:
         *,
         on_healthy: Callable[[int], None],
         on_hung: Callable[[int], None],
+        on_shadow: Callable[[], None],
     ) -> None:
         self._config = config
+        self._on_shadow = on_shadow
         self._placements = placements
         self._on_healthy = on_healthy
         self._on_hung = on_hung
-        self._fronts: dict[Channel, FrontPeer] = {}
         self._workers: dict[Channel, WorkerPeer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._catalogue = Catalogue(fronts=config.grpc.fronts)
-        self._released = asyncio.Event()
         self._arrived = asyncio.Event()
         self._server: asyncio.Server | None = None
-        self.counters = Counters()
         self.operations: dict[str, Operation] = {}
-        self.listening: dict[int, str] = {}
+        self.fronts = Fronts(config.grpc.fronts, on_healthy=on_healthy, on_hung=on_hung)
 
     async def start(self, path: Path) -> None:
         """Listen for the processes on a Unix socket."""
@@ -117,7 +96,7 @@ class Fleet:
 
     async def has_started(self, fronts: int, workers: int) -> None:
         """Wait until so many fronts listen and workers serve for the first time."""
-        while len(self.listening) < fronts or workers > sum(
+        while len(self.fronts.listening) < fronts or workers > sum(
             worker.serving for worker in self._workers.values()
         ):
             self._arrived.clear()
@@ -144,6 +123,8 @@ class Fleet:
         Raises:
             LoadFailed: A worker could not; none has it afterwards.
         """
+        if placement.shadow:
+            self._on_shadow()
         chosen = [w for w in self._workers.values() if w.serving]
         chosen = [w for w in chosen if self._wants(w, placement)]
         if one_by_one:
@@ -171,70 +152,23 @@ class Fleet:
 
     async def publish(self, models: dict[str, ModelEntry], *, ready: bool) -> None:
         """Put a new catalogue in force in every front, and wait until it is."""
-        self._catalogue = dataclasses.replace(
-            self._catalogue, models=models, ready=ready
-        )
-        await self._push()
+        await self.fronts.publish(models, self._serving(), ready=ready)
         for worker in tuple(self._workers.values()):
             self._spawn(self._reconcile(worker))
 
     async def released(self, handle: int) -> None:
         """Wait until no front uses a load that the catalogue no longer has."""
-        while any(handle in front.busy for front in self._fronts.values()):
-            self._released.clear()
-            await self._released.wait()
-        for front in self._fronts.values():
-            front.released.discard(handle)
-
-    # -- fronts -----------------------------------------------------------------
-
-    async def _push(self) -> None:
-        workers = tuple(
-            WorkerEntry(w.index, w.pid, w.path, frozenset(w.handles))
-            for w in self._workers.values()
-            if w.serving
-        )
-        self._catalogue = dataclasses.replace(
-            self._catalogue, revision=self._catalogue.revision + 1, workers=workers
-        )
-        fronts = tuple(self._fronts.values())
-        await asyncio.gather(*(self._tell_front(front) for front in fronts))
-
-    async def _tell_front(self, front: FrontPeer) -> None:
-        catalogue = CATALOGUE.dump_python(self._catalogue, mode="json")
-        message = {"op": "catalogue", "catalogue": catalogue}
-        try:
-            answer = await asyncio.wait_for(
-                front.channel.ask(message), _FRONT_TIMEOUT_S
-            )
-        except GatewayError:
-            return  # the front is gone
-        except TimeoutError:  # nor does it answer clients; all others wait for it
-            _log.error("front_hangs", front=front.index, pid=front.pid)
-            self._on_hung(front.pid)
-            return
-        # Releases are handled as they arrive, this only when the task wakes up: one
-        # that came in the same read must not be forgotten.
-        front.busy = set(answer["busy"]) - front.released
-        self._released.set()
-
-    async def refresh_counters(self) -> None:
-        """Ask every front for its counters; a silent one keeps its last report."""
-
-        async def one(front: FrontPeer) -> None:
-            question = front.channel.ask({"op": "snapshot"})
-            try:
-                answer = await asyncio.wait_for(question, _SNAPSHOT_TIMEOUT_S)
-            except (GatewayError, TimeoutError):
-                return
-            if front.channel in self._fronts:
-                self.counters.report(front.pid, answer)
-
-        await asyncio.gather(*(one(front) for front in tuple(self._fronts.values())))
+        await self.fronts.released(handle)
 
     # -- workers ----------------------------------------------------------------
 
+    def _in_pool(self, worker: WorkerPeer) -> bool:
+        """Return whether a worker is one of the shadows' pool, who come last."""
+        return worker.index >= worker_count(self._config)
+
     def _wants(self, worker: WorkerPeer, placement: Placement) -> bool:
+        if self._in_pool(worker) or placement.shadow:
+            return self._in_pool(worker) and placement.shadow
         place = worker.index % self._config.workers.count
         return placement.share == 0 or place < placement.share
 
@@ -242,7 +176,8 @@ class Fleet:
         if order.settings.device != "cuda":
             return order
         workers = self._config.workers
-        device_id = workers.device_ids[worker.index // workers.count]
+        device = worker.index // workers.count % len(workers.device_ids)
+        device_id = workers.device_ids[device]
         settings = dataclasses.replace(order.settings, device_id=device_id)
         return dataclasses.replace(order, settings=settings)
 
@@ -294,7 +229,14 @@ class Fleet:
         if worker.channel in self._workers and (changed or not worker.serving):
             worker.serving = True
             self._arrived.set()
-            await self._push()
+            await self.fronts.place(self._serving())
+
+    def _serving(self) -> tuple[WorkerEntry, ...]:
+        return tuple(
+            WorkerEntry(w.index, w.pid, w.path, frozenset(w.handles), self._in_pool(w))
+            for w in self._workers.values()
+            if w.serving
+        )
 
     def _missing(self, worker: WorkerPeer) -> list[Placement]:
         known = worker.handles | worker.failed
@@ -314,15 +256,11 @@ class Fleet:
             return
         match message["op"]:
             case "counters":
-                front = self._fronts[channel]
-                self.counters.report(front.pid, message)
+                self.fronts.on_counters(channel, message)
             case "released":
-                self._fronts[channel].busy.discard(message["handle"])
-                self._fronts[channel].released.add(message["handle"])
-                self._released.set()
+                self.fronts.on_released(channel, message["handle"])
             case "listening":
-                self.listening[self._fronts[channel].index] = message["address"]
-                self._on_healthy(self._fronts[channel].pid)
+                self.fronts.on_listening(channel, message["address"])
                 self._arrived.set()
             case "hung":
                 self._on_hung(message["pid"])
@@ -332,8 +270,9 @@ class Fleet:
     def _hello(self, channel: Channel, message: dict[str, Any]) -> None:
         index, pid = message["index"], message["pid"]
         if message["role"] == "front":
-            front = self._fronts[channel] = FrontPeer(channel, index, pid)
-            self._spawn(self._tell_front(front))
+            self._spawn(self.fronts.hello(channel, index, pid))
+        elif message["role"] == "controller":
+            self._on_healthy(pid)
         else:
             worker = WorkerPeer(channel, index, pid, message["path"])
             self._workers[channel] = worker
@@ -341,13 +280,9 @@ class Fleet:
             self._spawn(self._reconcile(worker))
 
     def _on_closed(self, channel: Channel) -> None:
-        front = self._fronts.pop(channel, None)
-        if front is not None:
-            self.counters.retire(front.pid)
-            self.listening.pop(front.index, None)
-            self._released.set()
+        self.fronts.closed(channel)
         if self._workers.pop(channel, None) is not None:
-            self._spawn(self._push())
+            self._spawn(self.fronts.place(self._serving()))
 
     async def _operate(
         self, operation: str, message: dict[str, Any], answer: Answer

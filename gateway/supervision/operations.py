@@ -1,4 +1,4 @@
-"""What fronts may ask of the supervisor on behalf of their clients."""
+"""What fronts and the controller may ask of the supervisor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gateway.errors import GatewayError
 from gateway.logs import get_logger
 from gateway.registry.lifecycle import Lifecycle
 from gateway.supervision.fleet import Fleet, Operation
+from gateway.traffic.table import MODEL_TRAFFIC, WEIGHTS
 
 _log = get_logger("operations")
 
@@ -37,8 +38,41 @@ def operations(lifecycle: Lifecycle, fleet: Fleet) -> dict[str, Operation]:
     async def index(_message: dict[str, Any]) -> dict[str, Any]:
         return {"models": await asyncio.to_thread(lifecycle.index)}
 
-    async def statistics(_message: dict[str, Any]) -> dict[str, Any]:
-        await fleet.refresh_counters()
-        return {"versions": fleet.counters.versions()}
+    async def serving(_message: dict[str, Any]) -> dict[str, Any]:
+        return {"models": await fleet.fronts.serving()}
 
-    return {"load": load, "unload": unload, "index": index, "statistics": statistics}
+    async def statistics(_message: dict[str, Any]) -> dict[str, Any]:
+        await fleet.fronts.refresh_counters()
+        return {"versions": fleet.fronts.counters.versions()}
+
+    async def traffic(message: dict[str, Any]) -> dict[str, Any]:
+        table = MODEL_TRAFFIC.validate_python(message["traffic"])
+        those = message["weights"] and WEIGHTS.validate_python(message["weights"])
+        fronts = await fleet.fronts.set_traffic(message["model"], table, those)
+        return {"fronts": fronts}
+
+    async def weights(message: dict[str, Any]) -> dict[str, Any]:
+        those = WEIGHTS.validate_python(message["weights"])
+        fleet.fronts.set_weights(message["model"], those)
+        return {}
+
+    async def arms(_message: dict[str, Any]) -> dict[str, Any]:
+        await fleet.fronts.refresh_counters()
+        counters = fleet.fronts.counters
+        return {"arms": counters.arms(), "shadows": counters.shadows()}
+
+    async def decisions(message: dict[str, Any]) -> dict[str, Any]:
+        found = await fleet.fronts.decisions(message["model"], message["limit"])
+        return {"decisions": found}
+
+    return {
+        "load": load,
+        "unload": unload,
+        "index": index,
+        "serving": serving,
+        "statistics": statistics,
+        "traffic": traffic,
+        "weights": weights,
+        "arms": arms,
+        "decisions": decisions,
+    }

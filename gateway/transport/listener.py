@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,9 +16,9 @@ from typing import cast
 
 from gateway.config import GrpcConfig
 from gateway.logs import get_logger
-from gateway.preflight import unix_fault, unix_in_use
 from gateway.rpc import Methods
 from gateway.transport.grpc import GrpcConnection, GrpcServer
+from gateway.transport.sockets import bind, bind_unix
 from gateway.transport.streams import Limits, TransportStatistics
 from gateway.transport.tls import Certificates
 
@@ -112,7 +111,7 @@ class Listener:
             self._certificates = Certificates(self._config.tls)
             context = self._certificates.context
         host, _, port = address.rpartition(":")
-        sock = _bind(host.strip("[]"), int(port))
+        sock = bind(host.strip("[]"), int(port))
         handshake_s = self._config.keepalive_timeout_s if context else None
         server = await self._loop.create_server(
             self._connect,
@@ -122,21 +121,29 @@ class Listener:
             ssl_handshake_timeout=handshake_s,
         )
         self._servers.append(server)
-        self._tick = self._loop.call_later(_TURN_S / _TICKS, self._look)
+        self._look_at_times()
 
-    async def start_unix(self, path: Path) -> None:
-        """Listen on a Unix socket too, without TLS; whoever may write it may call.
+    async def start_unix(self, path: Path, *, private: bool = False) -> None:
+        """Listen on a Unix socket, without TLS; whoever may write it may call.
+
+        Args:
+            path: Of the socket.
+            private: Nobody but this user may.
 
         A socket that nobody listens on any more is replaced, and nothing else is.
 
         Raises:
             OSError: The path cannot be bound; says why.
         """
-        if fault := unix_fault(path) or unix_in_use(path):
-            raise OSError(fault)
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one call, before any is served
+        sock = bind_unix(path, private=private)
         create = self._loop.create_unix_server
-        self._servers.append(await create(self._connect, str(path), backlog=_BACKLOG))
+        server = await create(self._connect, sock=sock, backlog=_BACKLOG)
+        self._servers.append(server)
+        self._look_at_times()
+
+    def _look_at_times(self) -> None:
+        if self._tick is None:
+            self._tick = self._loop.call_later(_TURN_S / _TICKS, self._look)
 
     async def stop(self, grace_s: float) -> None:
         """Close the port, let calls in flight end within `grace_s`, cut the rest."""
@@ -233,20 +240,6 @@ class Listener:
             self.server.expire()
         finally:
             self._arm()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((host, port))
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 class ServerConnection(asyncio.Protocol):

@@ -42,7 +42,9 @@ class Call:
 class Late:
     """A service that has no time left."""
 
-    def begin(self, kind: type[Any], message: bytes, deadline_ns: int) -> Any:
+    def begin(
+        self, kind: type[Any], message: bytes, deadline_ns: int, call: Any
+    ) -> Any:
         raise DeadlineExceeded("too late")
 
 

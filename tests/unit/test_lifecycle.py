@@ -11,7 +11,8 @@ import pytest
 from gateway.catalogue import ModelEntry
 from gateway.config import Config
 from gateway.errors import LoadFailed
-from gateway.registry.lifecycle import Lifecycle, Placement
+from gateway.registry.lifecycle import Lifecycle
+from gateway.registry.placement import Placement
 from gateway.registry.repository import Repository
 from gateway.registry.store import ArtefactStore
 from tests.adversity.harness import put_model, slow_identity

@@ -20,8 +20,10 @@ from gateway.errors import GatewayError
 from gateway.protocol import inference_pb2 as pb
 from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
-from gateway.serving.infer import InferService, UnaryExchange
+from gateway.serving.infer import _MAX_PLANS, InferService, UnaryExchange
 from gateway.serving.rows import BatchRows
+from gateway.serving.shadow import Shadows
+from gateway.serving.sink import MemorySink
 from gateway.serving.state import FrontState
 from tests.unit.fakes import FakeLoop, make_entry
 from workers.spec import ModelSpec, TensorSpec
@@ -72,6 +74,17 @@ def served() -> Catalogue:
 CATALOGUE = served()
 
 
+class NoHeaders:
+    """A call that brings no metadata."""
+
+    def metadata(self, key: str) -> str | None:
+        """Return a request header."""
+        return None
+
+
+NO_HEADERS = NoHeaders()
+
+
 class Service:
     """An inference service without workers: requests are admitted, and looked at."""
 
@@ -96,6 +109,15 @@ class Service:
             default_timeout_ns=10**10,
             max_stream_inflight=16,
             max_stream_bytes=1 << 20,
+            sink=MemorySink(16),
+            shadows=Shadows(
+                self.loop,  # type: ignore[arg-type]
+                dispatcher,
+                self.admission,
+                MemorySink(16),
+                now_ns=self.loop.now_ns,
+                max_bytes=1 << 30,
+            ),
         )
         self.remembered = 0
 
@@ -107,10 +129,10 @@ class Service:
         before = self.service._new_plan
         misses: list[bytes] = []
         self.service._new_plan = (  # type: ignore[method-assign]
-            lambda message, key: misses.append(message) or before(message, key)
+            lambda message, *rest: misses.append(message) or before(message, *rest)
         )
         try:
-            exchange = self.service.begin(UnaryExchange, message, 0)
+            exchange = self.service.begin(UnaryExchange, message, 0, NO_HEADERS)
         except GatewayError as error:
             return type(error), error.code, error.message
         finally:
@@ -364,7 +386,7 @@ def test_every_byte_of_a_remembered_request_counts() -> None:
 
 def test_what_is_remembered_is_bounded_and_forgotten_with_the_catalogue() -> None:
     clever = Service(forgetful=False)
-    for number in range(3000):
+    for number in range(_MAX_PLANS + 500):
         request = pb.ModelInferRequest(model_name="fp32", id="x" * (number % 1500))
         request.parameters["mine"].string_param = str(number)
         request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
@@ -372,8 +394,8 @@ def test_what_is_remembered_is_bounded_and_forgotten_with_the_catalogue() -> Non
         message = request.SerializeToString()
         clever.serve(message)
         clever.serve(message)
-    assert 0 < len(clever.service._plans) <= 1024
-    assert 0 < len(clever.service._layouts) <= 1024
+    assert 0 < len(clever.service._plans) <= _MAX_PLANS
+    assert 0 < len(clever.service._layouts) <= _MAX_PLANS
     moved = dict(CATALOGUE.models)
     moved["fp32"] = ModelEntry("fp32", {})
     clever.state.swap(replace(CATALOGUE, revision=2, models=moved))

@@ -205,6 +205,22 @@ reports = st.fixed_dictionaries(
                 "limits": st.dictionaries(st.sampled_from(["pings", "x"]), counts),
             }
         ),
+        "arms": st.dictionaries(
+            st.sampled_from(["m", "x"]),
+            st.dictionaries(st.sampled_from(["1", "2"]), counts),
+        ),
+        "shadows": st.dictionaries(
+            st.sampled_from(["2/m", "3/x/y"]),
+            st.fixed_dictionaries(
+                {
+                    "counts": st.dictionaries(st.sampled_from(["copied"]), counts),
+                    "agreement": st.fixed_dictionaries(
+                        {"rows": counts, "agreed": counts}
+                    ),
+                }
+            ),
+        ),
+        "records": st.fixed_dictionaries({"offered": counts, "forgotten": counts}),
         "gauges": st.fixed_dictionaries(
             {
                 "inflight_requests": st.dictionaries(st.sampled_from("mn"), counts),
