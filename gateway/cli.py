@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from gateway.commands.audit import audit_app
+from gateway.commands.models import add_model_commands
+from gateway.commands.shared import console, print_json
+from gateway.commands.traffic import traffic_app
 from gateway.config import schema as config_schema
 from gateway.config_file import ConfigError, load_config
 from gateway.logs import escape
@@ -39,6 +42,9 @@ models_app = typer.Typer(help="List, load and unload models of a running server.
 config_app = typer.Typer(help="Explain, check and show the configuration.")
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
+app.add_typer(traffic_app, name="traffic")
+app.add_typer(audit_app, name="audit")
+add_model_commands(models_app)
 
 ConfigFile = Annotated[
     Path | None,
@@ -169,14 +175,14 @@ def doctor(config: ConfigFile = None, as_json: AsJson = False) -> None:
             {"name": c.name, "status": c.status, "detail": c.detail, "fix": c.fix}
             for c in checks
         ]
-        _print_json({"ok": not failed, "checks": rows})
+        print_json({"ok": not failed, "checks": rows})
     else:
-        console = _console()
+        screen = console()
         for check in checks:
-            console.print(f"{check.status:<5}", style=_COLOURS[check.status], end="")
+            screen.print(f"{check.status:<5}", style=_COLOURS[check.status], end="")
             fix = f" -> {check.fix}" if check.fix else ""
             line = escape(f"{check.name}: {check.detail}{fix}")
-            console.print(line, soft_wrap=True)
+            screen.print(line, soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -215,19 +221,19 @@ def call(
         response = client.infer(request)
         answer = response_values(response)
     if output == "json":
-        _print_json(answer)
+        print_json(answer)
         return
-    console = _console()
+    screen = console()
     head = f"{answer['model']} version {answer['version']}"
     if answer["prediction_id"]:
         head += f", prediction {answer['prediction_id']}"
-    console.print(escape(head), style="bold", soft_wrap=True)
+    screen.print(escape(head), style="bold", soft_wrap=True)
     outputs = answer["outputs"]
     assert isinstance(outputs, dict)
     for tensor in response.outputs:
         title = f"{tensor.name}  {tensor.datatype} {list(tensor.shape)}"
-        console.print(escape(title), style="cyan", soft_wrap=True)
-        console.print(f"  {json.dumps(outputs[tensor.name])}", soft_wrap=True)
+        screen.print(escape(title), style="cyan", soft_wrap=True)
+        screen.print(f"  {json.dumps(outputs[tensor.name])}", soft_wrap=True)
 
 
 @models_app.command("list")
@@ -247,7 +253,7 @@ def list_models(
     fields = ("name", "version", "state", "reason")
     rows = [{field: getattr(entry, field) for field in fields} for entry in models]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         typer.echo("no models (put them at MODEL/1/model.onnx in the repository)")
@@ -257,7 +263,7 @@ def list_models(
         column.overflow = "fold"
     for row in rows:
         table.add_row(*(escape(row[field]) for field in fields))
-    _console().print(table)
+    console().print(table)
 
 
 @models_app.command("load")
@@ -299,7 +305,7 @@ def unload_model(
 @config_app.command("schema")
 def show_schema() -> None:
     """Print the JSON schema of the file, for editors."""
-    _print_json(config_schema())
+    print_json(config_schema())
 
 
 @config_app.command("validate")
@@ -316,7 +322,7 @@ def validate_config(
     except ConfigError as error:
         problems = error.problems
     if as_json:
-        _print_json({"ok": not problems, "problems": problems})
+        print_json({"ok": not problems, "problems": problems})
     elif not problems:
         typer.echo(f"{file}: ok")
     else:
@@ -334,7 +340,7 @@ def show_config(
     """Print every setting in force: defaults, file and environment merged."""
     settings = _load(file, {}).model_dump(mode="json")
     if as_json:
-        _print_json(settings)
+        print_json(settings)
     else:
         typer.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
 
@@ -373,20 +379,8 @@ def _client(
         raise typer.Exit(1) from None
 
 
-def _console() -> Console:
-    """Return a console for which foreign text is no markup."""
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # A pipe has no width; tables would fold at 80.
-    return console
-
-
 def _report(model: str, done: str, as_json: bool) -> None:
     if as_json:
-        _print_json({"model": model, "state": done})
+        print_json({"model": model, "state": done})
     else:
         typer.echo(f"{escape(model)}: {done}")
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2))

@@ -22,6 +22,11 @@ from gateway.protocol import inference_pb2 as pb
 
 SERVICE = "/inference.GRPCInferenceService/"
 START_TIMEOUT_S = 60.0
+_MODULES = {
+    "front": "gateway.front",
+    "workers": "workers",
+    "controller": "gateway.controller",
+}
 
 
 def free_port() -> int:
@@ -113,16 +118,21 @@ class GatewayProcess:
     def pids(self, role: str) -> list[int]:
         """Return the pids of the children whose command line names `role`.
 
-        `role` is ``front`` or ``workers``.
+        `role` is ``front``, ``workers``, ``shadows`` or ``controller``.
         """
-        module = {"front": "gateway.front", "workers": "workers"}[role]
+        module = "workers" if role == "shadows" else _MODULES[role]
         found = []
         for child in psutil.Process(self.process.pid).children():
             try:
-                if module in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                    found.append(child.pid)
+                line, zombie = child.cmdline(), child.status() == psutil.STATUS_ZOMBIE
             except psutil.NoSuchProcess:
                 continue
+            if (
+                module in line
+                and not zombie
+                and ("--idle" in line) == (role == "shadows")
+            ):
+                found.append(child.pid)
         return found
 
     def log_text(self) -> str:

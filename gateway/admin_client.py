@@ -1,0 +1,192 @@
+"""A small blocking client of the Admin service, for the command line and programs."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import grpc
+
+from gateway.client_config import channel_options, target
+from gateway.client_rpc import ClientError
+from gateway.errors import Code
+from gateway.logs import escape
+from gateway.protocol import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+SERVICE = "/baton.v1.Admin/"
+_UNIX = "unix:"
+_Reply = TypeVar("_Reply", bound="Message")
+
+
+class AdminClient:
+    """One channel to one gateway's admin plane. Use as a context manager.
+
+    Every method raises `ClientError` when the call fails.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 300.0) -> None:
+        """Prepare the channel; it connects with the first call.
+
+        Args:
+            address: ``unix:PATH`` or ``host:port``.
+            timeout_s: Deadline of each call.
+
+        Raises:
+            ClientError: `address` is neither.
+        """
+        self._address = address
+        self._timeout_s = timeout_s
+        if address.startswith(_UNIX):
+            uri = f"{_UNIX}{Path(address.removeprefix(_UNIX)).absolute()}"
+        else:
+            try:
+                uri = target([address])
+            except ValueError as error:
+                text = f"{error}; or give {_UNIX}PATH of the gateway's admin.sock"
+                raise ClientError(escape(text), Code.INVALID_ARGUMENT) from None
+        options = channel_options(64 << 20, service_config=False)
+        self._channel = grpc.insecure_channel(uri, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+
+    def change(
+        self,
+        model: str,
+        reason: str,
+        *,
+        expected_revision: int | None = None,
+        operation_id: str = "",
+        dry_run: bool = False,
+    ) -> pb.Change:
+        """Return what every change says about itself; its actor is this user."""
+        change = pb.Change(
+            model=model,
+            reason=reason,
+            actor=getpass.getuser(),
+            operation_id=operation_id or uuid.uuid4().hex,
+            dry_run=dry_run,
+        )
+        if expected_revision is not None:
+            change.expected_revision = expected_revision
+        return change
+
+    def import_(
+        self, change: pb.Change, source: str, metadata: dict[str, Any]
+    ) -> pb.ChangeResponse:
+        """Take versions in."""
+        text = json.dumps(metadata)
+        request = pb.ImportRequest(change=change, source=source, metadata_json=text)
+        return self._call("Import", request, pb.ChangeResponse)
+
+    def show(self, model: str = "") -> list[dict[str, Any]]:
+        """Return what the registry knows of a model, or of all."""
+        return self._shown("Show", pb.ShowRequest(model=model))
+
+    def set_alias(
+        self, change: pb.Change, alias: str, version: int
+    ) -> pb.ChangeResponse:
+        """Point an alias to a version; 0 takes it away."""
+        request = pb.SetAliasRequest(change=change, alias=alias, version=version)
+        return self._call("SetAlias", request, pb.ChangeResponse)
+
+    def approve(self, change: pb.Change, version: int) -> pb.ChangeResponse:
+        """Let a version get traffic."""
+        request = pb.ApproveRequest(change=change, version=version)
+        return self._call("Approve", request, pb.ChangeResponse)
+
+    def require_approval(
+        self, change: pb.Change, *, required: bool
+    ) -> pb.ChangeResponse:
+        """Say whether versions need approval before they get traffic."""
+        request = pb.RequireApprovalRequest(change=change, required=required)
+        return self._call("RequireApproval", request, pb.ChangeResponse)
+
+    def traffic(self, model: str = "") -> list[dict[str, Any]]:
+        """Return tables in force, with what was learnt and counted."""
+        return self._shown("ShowTraffic", pb.ShowRequest(model=model))
+
+    def set_traffic(
+        self, change: pb.Change, table: dict[str, Any]
+    ) -> pb.ChangeResponse:
+        """Put a table in force."""
+        request = pb.SetTrafficRequest(change=change, traffic_json=json.dumps(table))
+        return self._call("SetTraffic", request, pb.ChangeResponse)
+
+    def freeze(self, change: pb.Change, *, frozen: bool) -> pb.ChangeResponse:
+        """Have a policy keep its weights, or let it go on."""
+        request = pb.FreezeRequest(change=change, frozen=frozen)
+        return self._call("Freeze", request, pb.ChangeResponse)
+
+    def rollback(self, change: pb.Change, to_revision: int = 0) -> pb.ChangeResponse:
+        """Let those answer who did before."""
+        request = pb.RollbackRequest(change=change, to_revision=to_revision)
+        return self._call("Rollback", request, pb.ChangeResponse)
+
+    def reward(
+        self, model: str, items: list[pb.RewardRequest.Item]
+    ) -> pb.RewardResponse:
+        """Tell a policy what came of decisions."""
+        request = pb.RewardRequest(model=model, items=items)
+        return self._call("Reward", request, pb.RewardResponse)
+
+    def decisions(self, model: str, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the last decisions about a model, latest first."""
+        return self._shown("Decisions", pb.DecisionsRequest(model=model, limit=limit))
+
+    def estimate(self, model: str, shares: dict[str, float]) -> dict[str, Any]:
+        """Return what another split would have earned, by estimator."""
+        text = json.dumps(shares)
+        request = pb.EstimateRequest(model=model, shares_json=text)
+        shown = self._call("Estimate", request, pb.ShowResponse)
+        found: dict[str, Any] = json.loads(shown.json)
+        return found
+
+    def audit(
+        self, model: str = "", *, before: int = 0, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Return audit entries, newest first."""
+        request = pb.AuditRequest(model=model, before=before, limit=limit)
+        answer = self._call("Audit", request, pb.AuditResponse)
+        return [json.loads(entry) for entry in answer.entries_json]
+
+    def _shown(self, rpc: str, request: Message) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]]
+        found = json.loads(self._call(rpc, request, pb.ShowResponse).json)
+        return found
+
+    def _call(self, rpc: str, request: Message, reply: type[_Reply]) -> _Reply:
+        method = self._channel.unary_unary(
+            SERVICE + rpc,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+        try:
+            answer: _Reply = method(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            code = Code(error.code().value[0])
+            said = escape(error.details() or "no reason given")
+            if code is Code.UNAVAILABLE and "connect" in said.lower():
+                said = (
+                    f"no gateway answers at {escape(self._address)}: start one with "
+                    "`baton serve`, or name its admin.sock with --admin or BATON_ADMIN"
+                )
+            elif code is Code.DEADLINE_EXCEEDED:
+                said = f"no answer within {self._timeout_s:g} s (raise --timeout)"
+            raise ClientError(said, code) from None
+        return answer

@@ -1,0 +1,85 @@
+"""``baton audit``: who changed what, when and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.commands.shared import (
+    ADMIN,
+    Admin,
+    AnyModel,
+    AsJson,
+    columns,
+    connect,
+    console,
+    print_json,
+)
+from gateway.logs import escape
+
+audit_app = typer.Typer(help="Who changed what, when and why.")
+
+
+@audit_app.command("show")
+def show_audit(
+    model: AnyModel = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    admin: Admin = ADMIN,
+    as_json: AsJson = False,
+) -> None:
+    """Show the last changes, newest first."""
+    with connect(admin) as client:
+        entries = client.audit(model, limit=limit)
+    if as_json:
+        print_json(entries)
+        return
+    table = columns("SEQ", "TIME", "ACTOR", "ACTION", "MODEL", "REVISION", "REASON")
+    for entry in entries:
+        table.add_row(
+            str(entry["seq"]),
+            entry["time"],
+            escape(entry["actor"]),
+            entry["action"],
+            escape(entry["model"]),
+            f"{entry['from_revision']} -> {entry['to_revision']}",
+            escape(entry["reason"]),
+        )
+    console().print(table)
+
+
+@audit_app.command("verify")
+def verify_audit(
+    state_dir: Annotated[
+        Path, typer.Option(help="The gateway's state folder; it need not run.")
+    ] = Path(".baton"),
+    expect: Annotated[
+        str, typer.Option(help="Hash that the log must contain, noted earlier.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check the whole audit log. Exit status 1: it was tampered with."""
+    from gateway.errors import GatewayError
+    from gateway.registry.registry import Registry
+
+    path = state_dir / "registry" / "registry.sqlite"
+    if not path.exists():
+        typer.echo(f"baton: no registry at {path} (name --state-dir)", err=True)
+        raise typer.Exit(1)
+    try:
+        registry = Registry(path, read_only=True)
+        verdict = registry.verify(expect or None)
+        registry.close()
+    except GatewayError as error:
+        typer.echo(f"baton: {escape(error.message)}", err=True)
+        raise typer.Exit(1) from None
+    fault = verdict.fault
+    if as_json:
+        head = {"entries": verdict.entries, "head": verdict.head}
+        print_json({"ok": not fault, "fault": fault, **head})
+    elif fault:
+        typer.echo(f"baton: the audit log is not what was written: {fault}", err=True)
+    else:
+        typer.echo(f"{verdict.entries} entries, head {verdict.head}")
+    raise typer.Exit(1 if fault else 0)

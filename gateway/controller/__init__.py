@@ -1,0 +1,1 @@
+"""The process that decides: registry, audit, policies, and the admin plane."""

@@ -1,0 +1,228 @@
+"""Policies at work: rewards in, weights out. Pure; time is an argument.
+
+What is learnt belongs to a model and a revision of its traffic: a change of the table
+keeps what is known of the arms that stay. It is kept on disk by whoever owns this, as
+one JSON document per model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from gateway.errors import InvalidRequest
+from gateway.traffic.offline import (
+    Decisions,
+    Estimate,
+    Estimator,
+    Unanswerable,
+    estimate,
+)
+from gateway.traffic.policies import Learnt, limited, refresh
+from gateway.traffic.table import ModelTraffic, PolicyKind, Weights
+
+SEPARATOR = "\x1f"
+_TOLERANCE = 1e-6
+MAX_REWARDS = 100_000
+"""Rewards that are remembered one by one, for estimates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What came of a decision.
+
+    Attributes:
+        version: The arm that answered.
+        reward: Between 0 and 1.
+        propensity: Of the arm, as recorded with the decision.
+        time: Of the decision, in Unix seconds.
+        segments: As recorded.
+    """
+
+    version: int
+    reward: float
+    propensity: float
+    time: float = 0.0
+    segments: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class State:
+    """What outlives a process.
+
+    Attributes:
+        learnt: From rewards.
+        weights: In force; ``None`` for the shares of the table.
+        versions: Of the arms that `weights` are for.
+        kind: Of the policy that made them.
+    """
+
+    learnt: Learnt = field(default_factory=Learnt)
+    weights: Weights | None = None
+    versions: tuple[int, ...] = ()
+    kind: PolicyKind = PolicyKind.FIXED
+
+
+STATE = TypeAdapter(State)
+"""Reads and writes a `State` as JSON; see `state_from`."""
+
+
+def state_from(body: bytes) -> State:
+    """Read a `State` that was kept on disk.
+
+    Raises:
+        ValueError: It is none, or its weights are no distributions over its arms.
+    """
+    state: State = STATE.validate_json(body)
+    weights = state.weights
+    if weights is not None:
+        for those in (weights.weights, *weights.segments.values()):
+            total = math.fsum(those)
+            if len(those) != len(state.versions) or not (
+                min(those, default=-1) >= 0 and abs(total - 1) < _TOLERANCE
+            ):
+                raise ValueError(f"weights {those} for {len(state.versions)} arms")
+    return state
+
+
+class Learner:
+    """What is known of one model's arms.
+
+    Args:
+        traffic: The table in force.
+        state: From an earlier process; ``None`` to begin.
+    """
+
+    def __init__(self, traffic: ModelTraffic, state: State | None = None) -> None:
+        self.state = state or State()
+        self.traffic = traffic
+        self.changed = False
+        self._rewards: deque[Reward] = deque(maxlen=MAX_REWARDS)
+        self._assigned: deque[tuple[float, Mapping[int, int]]] = deque()
+        self._due = 0.0
+        self.adopt(traffic)
+
+    @property
+    def weights(self) -> Weights | None:
+        """Weights in force; ``None`` for the shares of the table."""
+        return self.state.weights if self.traffic.policy.learns else None
+
+    def adopt(self, traffic: ModelTraffic) -> None:
+        """Take a new table: arms that stay keep what was learnt of them.
+
+        Weights go on from where they are if the arms are the same and still learn, but
+        for the new limits: those hold at once, not with the next refresh.
+        """
+        versions = tuple(arm.version for arm in traffic.arms)
+        kind = traffic.policy.kind
+        state = self.state
+        if (state.versions, state.kind) != (versions, kind):
+            state.weights = None
+        state.versions, state.kind = versions, kind
+        state.learnt.keep(versions)
+        if traffic.policy.learns and versions:
+            state.weights = limited(traffic, state.learnt, state.weights)
+        self.traffic = traffic
+        self.changed = True
+
+    def reward(self, item: Reward) -> bool:
+        """Note what came of a decision.
+
+        Returns:
+            Whether its arm is still one.
+
+        Raises:
+            InvalidRequest: Reward or propensity are out of range.
+        """
+        if not 0 < item.propensity <= 1:
+            raise InvalidRequest(
+                f"propensity {item.propensity:g}: give the one recorded with the "
+                "decision, above 0 and at most 1"
+            )
+        policy, context = self.traffic.policy, SEPARATOR.join(item.segments)
+        counts = self.state.learnt.observe(item.version, item.reward, policy, context)
+        if counts:
+            self._rewards.append(item)
+            self.changed = True
+        return counts
+
+    def note_assigned(self, now_s: float, counts: Mapping[int, int]) -> None:
+        """Note how many requests each arm has got so far, by version."""
+        window_s = self.traffic.policy.label_delay_s
+        self._assigned.append((now_s, dict(counts)))
+        while len(self._assigned) > 1 and self._assigned[1][0] <= now_s - window_s:
+            self._assigned.popleft()
+
+    def pending(self) -> dict[int, float]:
+        """Return the requests by version whose rewards are still to be expected."""
+        if not self.traffic.policy.label_delay_s or not self._assigned:
+            return {}
+        before, now = self._assigned[0][1], self._assigned[-1][1]
+        return {v: float(max(0, n - before.get(v, 0))) for v, n in now.items()}
+
+    def refresh(self, now_s: float) -> Weights | None:
+        """Return new weights if it is time and they changed, else ``None``."""
+        policy = self.traffic.policy
+        if not policy.learns or not self.traffic.arms or now_s < self._due:
+            return None
+        self._due = now_s + policy.refresh_s
+        before = self.state.weights
+        after = refresh(self.traffic, self.state.learnt, before, self.pending())
+        if before is not None and (before.weights, before.segments) == (
+            after.weights,
+            after.segments,
+        ):
+            return None
+        self.state.weights = after
+        self.changed = True
+        return after
+
+    def estimate(self, shares: Mapping[int, float]) -> dict[str, Estimate]:
+        """Return what another split would have earned, by estimator.
+
+        Args:
+            shares: By version; those not named get nothing. They sum to 1.
+
+        Raises:
+            GatewayError: The rewards so far cannot say; the message says why.
+        """
+        if not self._rewards:
+            raise Unanswerable("no rewards yet: nothing says what arms are worth")
+        versions = sorted({*shares, *(item.version for item in self._rewards)})
+        place = {version: index for index, version in enumerate(versions)}
+        log = Decisions.of(
+            [place[item.version] for item in self._rewards],
+            [item.propensity for item in self._rewards],
+            [item.reward for item in self._rewards],
+        )
+        target: Sequence[float] = [shares.get(version, 0.0) for version in versions]
+        return {str(kind): estimate(log, target, kind) for kind in Estimator}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known, as JSON values."""
+        learnt = self.state.learnt
+        weights = self.weights
+        shares = [arm.share for arm in self.traffic.arms]
+        arms = []
+        for arm, weight in zip(
+            self.traffic.arms, weights.weights if weights else shares, strict=True
+        ):
+            evidence = learnt.arms.get(arm.version)
+            arms.append(
+                {
+                    "version": arm.version,
+                    "role": arm.role,
+                    "share": arm.share,
+                    "weight": weight,
+                    "rewards": learnt.rewards.get(arm.version, 0),
+                    "mean_reward": evidence.total / evidence.count
+                    if evidence and evidence.count
+                    else None,
+                }
+            )
+        return {"snapshot": weights.snapshot if weights else 0, "arms": arms}

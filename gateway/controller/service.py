@@ -1,0 +1,326 @@
+"""The Admin service: what operators and programs may ask of the controller."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from gateway.controller.learning import Reward
+from gateway.controller.seam import Handlers
+from gateway.controller.traffic import Disk, TrafficControl
+from gateway.errors import InvalidRequest
+from gateway.protocol import admin_pb2 as pb
+from gateway.registry.importing import Import
+from gateway.registry.records import (
+    VERSION,
+    Change,
+    Changed,
+    Model,
+    traffic_body,
+    with_fields,
+)
+from gateway.registry.registry import Registry
+from gateway.rpc import Methods
+from gateway.traffic.buckets import settle
+from gateway.traffic.table import MODEL_TRAFFIC, Arm, ModelTraffic, Role
+
+SERVICE = "/baton.v1.Admin/"
+MAX_PAGE = 1000
+
+
+class AdminService:
+    """Answers the Admin service.
+
+    Args:
+        registry: What is recorded.
+        take_in: Takes the models at a source into the artefact store.
+        traffic: What is in force.
+        disk: Where the first two may block.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        take_in: Callable[[str], tuple[Import, ...]],
+        traffic: TrafficControl,
+        disk: Disk,
+    ) -> None:
+        self._registry = registry
+        self._take_in = take_in
+        self._traffic = traffic
+        self._disk = disk
+        self._changing = asyncio.Lock()
+
+    def methods(self) -> Methods:
+        """Return the table of methods."""
+        handlers = Handlers()
+        unary = handlers.unary
+        return Methods(
+            unary={
+                SERVICE + "Import": unary(pb.ImportRequest, self._import),
+                SERVICE + "Show": unary(pb.ShowRequest, self._show),
+                SERVICE + "SetAlias": unary(pb.SetAliasRequest, self._set_alias),
+                SERVICE + "Approve": unary(pb.ApproveRequest, self._approve),
+                SERVICE + "RequireApproval": unary(
+                    pb.RequireApprovalRequest, self._require_approval
+                ),
+                SERVICE + "SetTraffic": unary(pb.SetTrafficRequest, self._set_traffic),
+                SERVICE + "Freeze": unary(pb.FreezeRequest, self._freeze),
+                SERVICE + "Rollback": unary(pb.RollbackRequest, self._rollback),
+                SERVICE + "ShowTraffic": unary(pb.ShowRequest, self._show_traffic),
+                SERVICE + "Reward": unary(pb.RewardRequest, self._reward),
+                SERVICE + "Decisions": unary(pb.DecisionsRequest, self._decisions),
+                SERVICE + "Estimate": unary(pb.EstimateRequest, self._estimate),
+                SERVICE + "Audit": unary(pb.AuditRequest, self._audit),
+            },
+            streams={},
+        )
+
+    # -- changes ----------------------------------------------------------------
+
+    async def _change(
+        self,
+        asked: pb.Change,
+        work: Callable[[str, Change], Changed],
+        needs: Callable[[str], ModelTraffic] | None = None,
+    ) -> pb.ChangeResponse:
+        """Record a change and put it in force; one at a time.
+
+        What the change needs loaded is loaded before anything is recorded, so that
+        what is recorded can be in force at once.
+
+        Args:
+            asked: Who, why, from where.
+            work: Records it; of a dry run, says what it would do.
+            needs: Returns the traffic that is to be in force; ``None``: as now.
+        """
+        if not asked.model:
+            raise InvalidRequest("change.model: name the model")
+        if not asked.reason.strip():
+            raise InvalidRequest("change.reason: say why, for the audit log (--reason)")
+        change = _change_of(asked)
+        async with self._changing:
+            rehearsed = await self._disk(
+                lambda: work(asked.model, replace(change, dry_run=True))
+            )
+            wanted = None
+            if needs is not None and not rehearsed.refusal:
+                wanted = await self._disk(partial(needs, asked.model))
+            if change.dry_run:
+                notes = []
+                if wanted is not None:
+                    notes = await self._traffic.cost(asked.model, wanted)
+                return _response(rehearsed, 0, *notes)
+            if wanted is not None:
+                await self._traffic.prepare(asked.model, wanted)
+            done = await self._disk(lambda: work(asked.model, change))
+            fronts, note = await self._traffic.apply(asked.model)
+            return _response(done, fronts, *([note] if note else []))
+
+    async def _import(self, request: pb.ImportRequest) -> pb.ChangeResponse:
+        metadata = _document(request.metadata_json or "{}", "metadata")
+        source = request.source
+        if not source:
+            raise InvalidRequest("source: name a folder, a file or a URL")
+        found = await self._disk(lambda: self._take_in(source))
+        model = request.change.model
+        if len(found) == 1:
+            chosen = found[0]
+            request.change.model = model or chosen.model
+        else:
+            chosen = _the_one(found, model)
+        candidates = [
+            replace(one, metadata=with_fields(one.metadata, metadata))
+            for one in chosen.candidates
+        ]
+        return await self._change(
+            request.change,
+            lambda model, change: self._registry.import_versions(
+                model, candidates, change
+            ),
+        )
+
+    async def _set_alias(self, request: pb.SetAliasRequest) -> pb.ChangeResponse:
+        registry, alias, version = self._registry, request.alias, request.version
+        if not version:
+            return await self._change(
+                request.change, lambda m, c: registry.remove_alias(m, alias, c)
+            )
+
+        def needs(model: str) -> ModelTraffic:
+            now = registry.traffic(model)
+            return replace(now, arms=(*now.arms, Arm(version, Role.CHALLENGER, 0)))
+
+        return await self._change(
+            request.change, lambda m, c: registry.set_alias(m, alias, version, c), needs
+        )
+
+    async def _approve(self, request: pb.ApproveRequest) -> pb.ChangeResponse:
+        return await self._change(
+            request.change,
+            lambda m, c: self._registry.approve(m, request.version, c),
+        )
+
+    async def _require_approval(
+        self, request: pb.RequireApprovalRequest
+    ) -> pb.ChangeResponse:
+        return await self._change(
+            request.change,
+            lambda m, c: self._registry.require_approval(m, request.required, c),
+        )
+
+    async def _set_traffic(self, request: pb.SetTrafficRequest) -> pb.ChangeResponse:
+        document = _document(request.traffic_json, "traffic")
+        try:
+            traffic = MODEL_TRAFFIC.validate_python(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InvalidRequest(f"traffic: {place}: {first['msg']}") from None
+        registry = self._registry
+
+        def work(model: str, change: Change) -> Changed:
+            settled = settle(registry.traffic(model), traffic)
+            return registry.set_traffic(model, settled, change)
+
+        return await self._change(request.change, work, lambda _: traffic)
+
+    async def _freeze(self, request: pb.FreezeRequest) -> pb.ChangeResponse:
+        return await self._change(
+            request.change,
+            lambda m, c: self._registry.freeze(m, request.frozen, c),
+        )
+
+    async def _rollback(self, request: pb.RollbackRequest) -> pb.ChangeResponse:
+        registry, revision = self._registry, request.to_revision or None
+        return await self._change(
+            request.change,
+            lambda m, c: registry.rollback(m, c, to_revision=revision),
+            lambda m: registry.earlier(m, revision),
+        )
+
+    # -- looking ----------------------------------------------------------------
+
+    async def _show(self, request: pb.ShowRequest) -> pb.ShowResponse:
+        registry = self._registry
+
+        def work() -> list[dict[str, Any]]:
+            names = (request.model,) if request.model else registry.names()
+            return [_model_body(registry.model(name)) for name in names]
+
+        return pb.ShowResponse(json=json.dumps(await self._disk(work)))
+
+    async def _show_traffic(self, request: pb.ShowRequest) -> pb.ShowResponse:
+        names = [request.model] if request.model else self._traffic.names()
+        sums = await self._traffic.counted()
+        shown = [self._traffic.describe(name, sums) for name in names]
+        return pb.ShowResponse(json=json.dumps(shown))
+
+    async def _reward(self, request: pb.RewardRequest) -> pb.RewardResponse:
+        items = [
+            Reward(
+                item.version,
+                item.reward,
+                item.propensity,
+                item.time or time.time_ns() / 1e9,
+                tuple(item.segments),
+            )
+            for item in request.items
+        ]
+        taken, ignored = self._traffic.reward(request.model, items)
+        return pb.RewardResponse(taken=taken, ignored=ignored)
+
+    async def _decisions(self, request: pb.DecisionsRequest) -> pb.ShowResponse:
+        if not request.model:
+            raise InvalidRequest("model: name the model")
+        limit = min(request.limit or 100, MAX_PAGE)
+        found = await self._traffic.decisions(request.model, limit)
+        return pb.ShowResponse(json=json.dumps(found))
+
+    async def _estimate(self, request: pb.EstimateRequest) -> pb.ShowResponse:
+        shares = _document(request.shares_json, "shares")
+        try:
+            wanted = {int(version): float(share) for version, share in shares.items()}
+        except (TypeError, ValueError):
+            raise InvalidRequest('shares: as in {"1": 0.2, "2": 0.8}') from None
+        found = self._traffic.estimate(request.model, wanted)
+        return pb.ShowResponse(json=json.dumps(found))
+
+    async def _audit(self, request: pb.AuditRequest) -> pb.AuditResponse:
+        entries = await self._disk(
+            lambda: self._registry.history(
+                request.model or None,
+                before=request.before or None,
+                limit=min(request.limit or 100, MAX_PAGE),
+            )
+        )
+        bodies = [entry.body.decode() for entry in entries]
+        return pb.AuditResponse(entries_json=bodies)
+
+
+def _the_one(found: Sequence[Import], model: str) -> Import:
+    """Return the model of a repository that was asked for."""
+    names = ", ".join(one.model for one in found)
+    for one in found:
+        if one.model == model:
+            return one
+    raise InvalidRequest(
+        f"the source holds {names}; name one of them with --model, and import the "
+        "others likewise"
+    )
+
+
+def _change_of(asked: pb.Change) -> Change:
+    expected = asked.expected_revision if asked.HasField("expected_revision") else None
+    return Change(
+        actor=asked.actor or "unknown",
+        reason=asked.reason.strip(),
+        expected_revision=expected,
+        operation_id=asked.operation_id,
+        dry_run=asked.dry_run,
+    )
+
+
+def _response(done: Changed, fronts: int = 0, *notes: str) -> pb.ChangeResponse:
+    return pb.ChangeResponse(
+        revision=done.revision,
+        diff=done.change,
+        applied=done.seq > 0,
+        fronts=fronts,
+        audit_seq=done.seq,
+        audit_hash=done.hash,
+        refusal=done.refusal,
+        versions=done.versions,
+        notes=notes,
+    )
+
+
+def _document(text: str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{what}: is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{what}: must be a JSON object")
+    return value
+
+
+def _model_body(model: Model) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "require_approval": model.require_approval,
+        "aliases": dict(model.traffic.aliases),
+        "versions": [
+            VERSION.dump_python(version, mode="json")
+            for version in model.versions.values()
+        ],
+        "traffic": traffic_body(model.traffic),
+    }

@@ -1,0 +1,321 @@
+"""What is in force: tables and weights, from the registry to the fronts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
+
+from gateway.controller.cost import cost_notes
+from gateway.controller.learning import STATE, Learner, Reward, State, state_from
+from gateway.errors import GatewayError, InvalidRequest, UnknownModel
+from gateway.logs import get_logger
+from gateway.registry.decisions import wanted
+from gateway.registry.registry import Registry
+from gateway.registry.view import RepositoryView
+from gateway.traffic.table import MODEL_TRAFFIC, WEIGHTS, ModelTraffic
+
+_log = get_logger("traffic")
+
+_TURN_S = 0.05
+"""How often it is looked whether a policy is due."""
+_MOMENT_S = 0.5
+"""How long the present rate of requests is measured."""
+_KEEP_S = 1.0
+"""How often what was learnt is written to disk."""
+_T = TypeVar("_T")
+
+Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Asks the supervisor; see `gateway.supervision.operations`."""
+
+
+class Disk(Protocol):
+    """Runs what blocks on the disk, one at a time, outside of the loop."""
+
+    async def __call__(self, work: Callable[[], _T]) -> _T:
+        """Return what `work` returns."""
+
+
+class TrafficControl:
+    """Puts what the registry says in force, and keeps it there.
+
+    Args:
+        registry: What was decided.
+        view: The models as the supervisor loads them.
+        ask: The supervisor.
+        disk: Where the first two may block.
+        folder: For what was learnt.
+        workers: That serve every model.
+        shadow_workers: For shadows alone.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        view: RepositoryView,
+        ask: Ask,
+        disk: Disk,
+        folder: Path,
+        *,
+        workers: int,
+        shadow_workers: int,
+    ) -> None:
+        self._shadow_workers = shadow_workers
+        self._workers = workers
+        self._registry = registry
+        self._view = view
+        self._ask = ask
+        self._disk = disk
+        self._folder = folder
+        self._learners: dict[str, Learner] = {}
+        self._before: dict[str, frozenset[int]] = {}
+        self._unfinished: set[str] = set()
+
+    async def start(self) -> None:
+        """Put everything in force that was when the last process ended."""
+        await self._disk(lambda: self._folder.mkdir(parents=True, exist_ok=True))
+        for model, traffic in (await self._disk(self._registry.tables)).items():
+            if await self._materialise(model):
+                self._unfinished.add(model)
+            state = await self._disk(partial(self._read, model))
+            self._learners[model] = Learner(traffic, state)
+            await self._publish(model)
+
+    async def finish(self) -> None:
+        """Load what is on record and not served: changes that were cut short.
+
+        After `start`, beside all else: what is in force does not wait for it.
+        """
+        served = (await self._ask({"op": "serving"}))["models"]
+        for model in self.names():
+            known = await self._disk(partial(self._registry.model, model))
+            missing = {*wanted(known)[0]} - {*served.get(model, ())}
+            if missing or model in self._unfinished:
+                await self._load_what_can_be(model)
+
+    async def prepare(self, model: str, traffic: ModelTraffic) -> None:
+        """Have everything loaded that a table needs, beside what is in force.
+
+        Raises:
+            LoadFailed: A version cannot be loaded; what served goes on serving.
+        """
+        serving = {arm.version for arm in traffic.arms}
+        shadows = {shadow.version for shadow in traffic.shadows} - serving
+        if shadows and not self._shadow_workers:
+            raise InvalidRequest(
+                "shadows: this gateway has no workers for them; start it with "
+                "traffic.shadow_workers of at least 1"
+            )
+        if await self._materialise(model, serving, shadows):
+            try:
+                await self._load(model)
+            except GatewayError:
+                await self._materialise(model)
+                raise
+
+    async def apply(self, model: str) -> tuple[int, str]:
+        """Put a model's recorded traffic in force, in every front.
+
+        Versions that no longer answer are let go of afterwards; those that answered
+        until now stay, so that going back takes no loading.
+
+        Returns:
+            Number of fronts, and what went wrong with versions that do not answer.
+        """
+        traffic = await self._disk(lambda: self._registry.traffic(model))
+        learner = self._learners.get(model)
+        if learner is None:
+            self._learners[model] = Learner(traffic)
+        else:
+            arms = frozenset(arm.version for arm in learner.traffic.arms)
+            if arms != frozenset(arm.version for arm in traffic.arms):
+                self._before[model] = arms
+            learner.adopt(traffic)
+        fronts = await self._publish(model)
+        if await self._materialise(model):
+            return fronts, await self._load_what_can_be(model)
+        return fronts, ""
+
+    async def _load_what_can_be(self, model: str) -> str:
+        """Load what is wanted; return what went wrong with it."""
+        try:
+            await self._load(model)
+        except GatewayError as error:
+            _log.error("not_loaded", model=model, reason=error.message)
+            return error.message
+        return ""
+
+    async def _publish(self, model: str) -> int:
+        learner = self._learners[model]
+        value = MODEL_TRAFFIC.dump_python(learner.traffic, mode="json")
+        weights = learner.weights
+        message = {
+            "op": "traffic",
+            "model": model,
+            "traffic": value,
+            "weights": weights and WEIGHTS.dump_python(weights, mode="json"),
+        }
+        answer = await self._ask(message)
+        return int(answer["fronts"])
+
+    async def _send_weights(self, model: str) -> None:
+        weights = self._learners[model].weights
+        if weights is not None:
+            value = WEIGHTS.dump_python(weights, mode="json")
+            await self._ask({"op": "weights", "model": model, "weights": value})
+
+    async def _materialise(
+        self, model: str, more: Iterable[int] = (), shadows: Iterable[int] = ()
+    ) -> bool:
+        """Lay out what is to be loaded; return whether that changed."""
+        keep = {*more, *self._before.get(model, ())}
+
+        watching = set(shadows)
+
+        def work() -> bool:
+            before = self._view.config(model)
+            known = self._registry.model(model)
+            self._view.materialise(known, more=keep, shadows=watching)
+            return self._view.config(model) not in {before, None}
+
+        return await self._disk(work)
+
+    async def _load(self, model: str) -> None:
+        await self._ask({"op": "load", "model": model, "config": None, "files": {}})
+
+    # -- learning ---------------------------------------------------------------
+
+    def reward(self, model: str, items: Iterable[Reward]) -> tuple[int, int]:
+        """Note what came of decisions.
+
+        Returns:
+            How many counted, and how many did not: their arm is none any more.
+
+        Raises:
+            UnknownModel: The model has no traffic.
+            InvalidRequest: A value is out of range; those before it counted.
+        """
+        learner = self._learner(model)
+        counted = [learner.reward(item) for item in items]
+        return sum(counted), len(counted) - sum(counted)
+
+    def names(self) -> list[str]:
+        """Return all models, sorted."""
+        return sorted(self._learners)
+
+    async def counted(self) -> dict[str, Any]:
+        """Return what fronts counted of arms and shadows."""
+        return await self._ask({"op": "arms"})
+
+    async def cost(self, model: str, traffic: ModelTraffic) -> list[str]:
+        """Return what a table will do to batches, measured over a moment of now."""
+        began = time.monotonic()
+        before = (await self._ask({"op": "statistics"}))["versions"]
+        await asyncio.sleep(_MOMENT_S)
+        after = (await self._ask({"op": "statistics"}))["versions"]
+        seconds = time.monotonic() - began
+        return cost_notes(
+            model, traffic, before, after, seconds=seconds, workers=self._workers
+        )
+
+    async def decisions(self, model: str, limit: int) -> list[dict[str, Any]]:
+        """Return the last decisions about a model, latest first."""
+        answer = await self._ask({"op": "decisions", "model": model, "limit": limit})
+        return list(answer["decisions"])
+
+    def describe(self, model: str, counted: dict[str, Any]) -> dict[str, Any]:
+        """Return the table in force, what was learnt and counted, as JSON values."""
+        learner = self._learner(model)
+        table = MODEL_TRAFFIC.dump_python(learner.traffic, mode="json")
+        shadows = {
+            key.split("/", 1)[0]: sums
+            for key, sums in counted["shadows"].items()
+            if key.split("/", 1)[1] == model
+        }
+        return {
+            "model": model,
+            "table": table,
+            **learner.describe(),
+            "requests": counted["arms"].get(model, {}),
+            "shadows": shadows,
+        }
+
+    def estimate(self, model: str, shares: dict[int, float]) -> dict[str, Any]:
+        """Return what another split would have earned, by estimator."""
+        found = self._learner(model).estimate(shares)
+        return {
+            kind: {name: getattr(one, name) for name in one.__slots__}
+            for kind, one in found.items()
+        }
+
+    def _learner(self, model: str) -> Learner:
+        learner = self._learners.get(model)
+        if learner is None:
+            known = ", ".join(sorted(self._learners)[:10]) or "none"
+            raise UnknownModel(
+                f"'{model}' is not in the registry (there are: {known}); import it with"
+                " `baton models import`"
+            )
+        return learner
+
+    async def refresh_forever(self) -> None:
+        """Work out new weights when they are due, and keep what was learnt."""
+        kept_s = 0.0
+        while True:
+            await asyncio.sleep(_TURN_S)
+            try:
+                await self._refresh(time.monotonic())
+                if time.monotonic() - kept_s >= _KEEP_S:
+                    kept_s = time.monotonic()
+                    await self.keep()
+            except Exception:  # the edge: one model must not stop the others
+                _log.exception("refresh_failed")
+
+    async def _refresh(self, now_s: float) -> None:
+        delayed = [
+            name
+            for name, learner in self._learners.items()
+            if learner.traffic.policy.learns and learner.traffic.policy.label_delay_s
+        ]
+        if delayed:
+            arms = (await self._ask({"op": "arms"}))["arms"]
+            for name in delayed:
+                counts = {int(v): n for v, n in arms.get(name, {}).items()}
+                self._learners[name].note_assigned(now_s, counts)
+        for name, learner in tuple(self._learners.items()):
+            if learner.refresh(now_s) is not None:
+                await self._send_weights(name)
+
+    async def keep(self) -> None:
+        """Write what was learnt since the last time."""
+        for model, learner in self._learners.items():
+            if learner.changed and learner.traffic.policy.learns:
+                learner.changed = False
+                body = STATE.dump_json(learner.state)
+                await self._disk(partial(self._write, model, body))
+
+    def _file(self, model: str) -> Path:
+        return self._folder / f"{quote(model, safe='')}.json"
+
+    def _write(self, model: str, body: bytes) -> None:
+        file = self._file(model)
+        new = file.with_suffix(".new")
+        new.write_bytes(body)
+        os.replace(new, file)
+
+    def _read(self, model: str) -> State | None:
+        try:
+            return state_from(self._file(model).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            # Shares are a safe place to begin from; what cannot be read is kept.
+            file = self._file(model)
+            os.replace(file, file.with_suffix(".broken"))
+            _log.error("learnt_unreadable", model=model, reason=str(error)[:200])
+            return None
