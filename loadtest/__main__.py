@@ -39,11 +39,12 @@ Json = Annotated[
 def demo(
     *,
     seconds: Annotated[
-        float, typer.Option(min=1, envvar="DEMO_SECONDS", help="Time under load.")
+        float,
+        typer.Option(min=5, envvar="DEMO_SECONDS", help="Time under load, in 5 steps."),
     ] = 20,
     json: Json = False,
 ) -> None:
-    """Train two models, serve them with Baton and check every answer."""
+    """Train models, serve them, let a bandit choose, and check every answer."""
     from loadtest.demo import run
 
     raise typer.Exit(run(seconds=seconds, as_json=json))
@@ -86,6 +87,14 @@ def stages(
     from loadtest.stages import run
 
     raise typer.Exit(run(as_json=json, write=write))
+
+
+@app.command()
+def routing(*, json: Json = False) -> None:
+    """Measure what choosing between arms adds to a request."""
+    from loadtest.routing import run
+
+    raise typer.Exit(run(as_json=json))
 
 
 @app.command()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.protocol import inference_pb2 as pb
+from loadtest.labels import Labels
 from loadtest.measure import Histogram
 from loadtest.sessions import open_session
 from loadtest.training import INPUT, TrainedModel
@@ -32,6 +35,21 @@ RELATIVE = 1e-5
 ABSOLUTE = 2.5e-7
 """Two units in the last place of 1.0: a probability computed as 1 - p carries that
 error whatever its size, and batches of other lengths round differently."""
+TRAINED = 1e-5
+"""Tolerated difference of a probability in float32 from scikit-learn's in float64."""
+
+
+class Source(Protocol):
+    """Records, and what a server has to say about them."""
+
+    @property
+    def model(self) -> TrainedModel:
+        """The records with their true labels."""
+
+    def check(
+        self, response: pb.ModelInferResponse, rows: NDArray[np.intp]
+    ) -> tuple[bool, int]:
+        """Judge an answer; see `Reference.check`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,15 @@ class Reference:
     def accuracy(self) -> float:
         """Share of held-out records whose label the model finds without a server."""
         return float(np.mean(self.labels == self.model.labels))
+
+    @property
+    def as_trained(self) -> bool:
+        """Whether the exported file says what scikit-learn says, record by record."""
+        expected = self.model.expected
+        return bool(
+            np.array_equal(self.labels, expected.argmax(1))
+            and np.allclose(self.probabilities, expected, rtol=0, atol=TRAINED)
+        )
 
     def check(
         self, response: pb.ModelInferResponse, rows: NDArray[np.intp]
@@ -82,6 +109,35 @@ class Reference:
         return bool(close and (labels == self.labels[rows]).all()), right
 
 
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Versions of a model that may answer; an answer says which of them it is of.
+
+    Attributes:
+        by_number: At least one; all trained on the same data.
+    """
+
+    by_number: Mapping[int, Reference]
+
+    @property
+    def model(self) -> TrainedModel:
+        """The records with their true labels."""
+        return next(iter(self.by_number.values())).model
+
+    def check(
+        self, response: pb.ModelInferResponse, rows: NDArray[np.intp]
+    ) -> tuple[bool, int]:
+        """Judge an answer by the version that it names; see `Reference.check`."""
+        source = self.by_number.get(served_by(response))
+        return (False, 0) if source is None else source.check(response, rows)
+
+
+def served_by(response: pb.ModelInferResponse) -> int:
+    """Return the version that an answer names; 0 if it names none."""
+    text = response.parameters["version"].string_param
+    return int(text) if text.isdecimal() else 0
+
+
 def reference(model: TrainedModel, path: Path) -> Reference:
     """Run every held-out record through the model file, one at a time."""
     session = open_session(path)
@@ -102,8 +158,14 @@ def reference(model: TrainedModel, path: Path) -> Reference:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the requests for one model."""
+    """What came of the requests for one model.
 
+    Attributes:
+        labels: Where it is noted what each prediction was worth; ``None``: nowhere.
+        versions: Answers by the version they name.
+    """
+
+    labels: Labels | None = None
     requests: int = 0
     rows: int = 0
     right: int = 0
@@ -111,6 +173,7 @@ class Tally:
     failures: int = 0
     latency: Histogram = field(default_factory=Histogram)
     examples: list[str] = field(default_factory=list)
+    versions: Counter[int] = field(default_factory=Counter)
 
     @property
     def disagreements(self) -> int:
@@ -129,7 +192,7 @@ class Tally:
 
     def count(
         self,
-        source: Reference,
+        source: Source,
         response: pb.ModelInferResponse,
         rows: NDArray[np.intp],
         duration_ns: int,
@@ -140,6 +203,10 @@ class Tally:
         self.latency.add(duration_ns)
         agrees, right = source.check(response, rows)
         self.right += right
+        self.versions[served_by(response)] += 1
+        if self.labels is not None:
+            prediction = response.parameters["prediction_id"].string_param
+            self.labels.note(prediction, right / len(rows))
         if agrees:
             self.agreed += 1
         else:
@@ -151,7 +218,7 @@ class Tally:
 
 
 async def stream_records(
-    port: int, source: Reference, tally: Tally, *, first: int, until: float
+    port: int, source: Source, tally: Tally, *, first: int, until: float
 ) -> None:
     """Send records one by one over a stream, round and round, until a time.
 
@@ -210,7 +277,7 @@ async def stream_records(
 
 
 async def call_records(
-    port: int, source: Reference, tally: Tally, *, until: float
+    port: int, source: Source, tally: Tally, *, until: float
 ) -> None:
     """Send several records per unary call, one call after the other, until a time."""
     name, total = source.model.name, len(source.model.records)
@@ -237,7 +304,7 @@ async def call_records(
 
 
 async def send_load(
-    port: int, work: Sequence[tuple[Reference, Tally]], *, until: float
+    port: int, work: Sequence[tuple[Source, Tally]], *, until: float
 ) -> None:
     """Drive all streams and unary loops of all models until a time."""
     async with asyncio.TaskGroup() as group:

@@ -8,25 +8,27 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 import grpc
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from loadtest.traffic import Reference, Tally, mean_batches
+from loadtest.experiment import Experiment
+from loadtest.traffic import Tally, Versions, mean_batches
 
 REFRESH_S = 0.25
 LINE_S = 1.0
 WINDOW_S = 1.0
 
-Work = Sequence[tuple[Reference, Tally]]
+Work = Sequence[tuple[Versions, Tally]]
 
 
 class View:
     """Shows the tallies while load runs."""
 
-    def __init__(self, console: Console, work: Work) -> None:
+    def __init__(self, console: Console, work: Work, experiment: Experiment) -> None:
         self._console = console
         self._work = work
+        self._experiment = experiment
         self._batches: Mapping[str, float] = {}
         self._seen = deque([(time.monotonic(), [0] * len(work))])
 
@@ -37,12 +39,14 @@ class View:
         if not self._console.is_terminal:
             while not load.done():
                 await self._tick(connection, load, LINE_S)
-                self._console.print(self._line(), soft_wrap=True, highlight=False)
+                lines = f"{self._line()}\n{self._arms_line()}".rstrip()
+                self._console.print(lines, soft_wrap=True, highlight=False)
             return
         with Live(console=self._console, auto_refresh=False) as live:
             while not load.done():
                 await self._tick(connection, load, REFRESH_S)
-                live.update(self._table(), refresh=True)
+                both = Group(self._table(), self._arms_table())
+                live.update(both, refresh=True)
 
     async def _tick(
         self, connection: grpc.aio.Channel, load: asyncio.Task[None], pause_s: float
@@ -101,3 +105,49 @@ class View:
             f" accuracy {accuracy} wrong {wrong} failed {failures}"
             for name, rate, p50, p99, batch, accuracy, wrong, failures in self._cells()
         )
+
+    def _arm_cells(self) -> list[tuple[str, ...]]:
+        """Return a row for each version that gets requests or copies of them."""
+        shown, kind = self._experiment.shown, self._experiment.kind
+        rows: list[tuple[str, ...]] = []
+        for arm in shown.get("arms", ()):
+            version, mean = arm["version"], arm["mean_reward"]
+            rows.append(
+                (
+                    f"{arm['role']} v{version} {kind(version)}",
+                    f"{arm['weight']:.1%}",
+                    f"{self._experiment.answers[version]:,}",
+                    "-" if mean is None else f"{mean:.3f}",
+                    f"{arm['rewards']:,}",
+                    "-",
+                )
+            )
+        for shadow in shown.get("table", {}).get("shadows", ()):
+            version = shadow["version"]
+            sums = shown["shadows"].get(str(version), {})
+            agreement = sums.get("agreement", {})
+            compared = agreement.get("rows", 0)
+            share = agreement["agreed"] / compared if compared else 0.0
+            agrees = f"{share:.1%} of {compared:,} rows"
+            name = f"shadow v{version} {kind(version)}"
+            rows.append((name, "copies", "0", "-", "-", agrees))
+        return rows
+
+    def _arms_table(self) -> Table:
+        table = Table(title=f"Who answers for {self._experiment.name}")
+        table.add_column("version")
+        for title in ("weight", "answers", "mean reward", "rewards", "agreement"):
+            table.add_column(title, justify="right")
+        for cells in self._arm_cells():
+            table.add_row(*cells)
+        return table
+
+    def _arms_line(self) -> str:
+        parts = []
+        for name, weight, answers, mean, rewards, agreement in self._arm_cells():
+            if agreement != "-":
+                parts.append(f"{name}: agrees in {agreement}")
+            else:
+                earned = "" if mean == "-" else f", reward {mean} (of {rewards})"
+                parts.append(f"{name}: weight {weight}, {answers} answers{earned}")
+        return "   " + " | ".join(parts) if parts else ""
