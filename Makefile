@@ -25,7 +25,7 @@ regret: setup  ## the bandit simulations, 200 runs each (3 minutes)
 	TRAFFIC_RUNS=200 $(BIN)/python -m pytest -q tests/traffic/test_regret.py --timeout 600
 
 adversity: setup  ## the fault tests with many repetitions
-	ADVERSITY_REPEAT=20 $(BIN)/python -m pytest -q tests/adversity --timeout 1800
+	ADVERSITY_REPEAT=20 $(BIN)/python -m pytest -q tests/adversity tests/traffic --timeout 1800
 
 tools: setup  ## what others wrote to test such servers with; needs Go for most
 	$(BIN)/python -m tests.conformance.tools

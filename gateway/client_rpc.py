@@ -34,6 +34,7 @@ _TLS_SIGNS = {
     "Failed to create security": "--ca, --cert or --key is no PEM, or of another pair",
     "ostname": "name it by a host that is in its certificate",
     "Socket closed": "it may want a certificate: --cert FILE --key FILE",
+    "reset by peer": "it may want a certificate: --cert FILE --key FILE",
 }
 """What gRPC says where the two ends do not agree, and the way out of it."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 from gateway.errors import GatewayError
@@ -25,15 +26,15 @@ def main(path: Path, seed: int) -> None:
         share = draw.choice([0.1, 0.5, 0.9])
         work = draw.choice(
             [
-                lambda: registry.import_versions("m", [candidate(str(seed))], change),  # noqa: B023
-                lambda: registry.set_alias("m", "champion", version, change),  # noqa: B023
-                lambda: registry.set_traffic("m", split(share, 1 - share), change),  # noqa: B023
-                lambda: registry.rollback("m", change),  # noqa: B023
-                lambda: registry.freeze("m", draw.random() < 0.5, change),  # noqa: B023
+                partial(registry.import_versions, "m", [candidate(str(seed))]),
+                partial(registry.set_alias, "m", "champion", version),
+                partial(registry.set_traffic, "m", split(share, 1 - share)),
+                partial(registry.rollback, "m"),
+                partial(registry.freeze, "m", draw.random() < 0.5),
             ]
         )
         try:
-            done = work()
+            done = work(change)
         except GatewayError:
             continue
         sys.stdout.write(f"{done.seq} {done.hash}\n")

@@ -18,12 +18,14 @@ from scipy.stats import chisquare
 from gateway.client_rpc import ClientError
 from gateway.errors import Code
 from gateway.protocol import admin_pb2 as admin
+from tests.adversity.harness import REPEAT
 from tests.gateway_process import wait_for
 from tests.traffic.served import MODEL, Served, serving, table
 from tests.versions import ask, says
 
 
-@pytest.fixture(scope="module", params=["own", "grpcio"])
+# The twin runs the same handlers (tests/differential): here in the long form only.
+@pytest.fixture(scope="module", params=["own", "grpcio"] if REPEAT > 1 else ["own"])
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
