@@ -18,7 +18,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
 
 from gateway.errors import Code, GatewayError, InvalidRequest
 
@@ -177,6 +176,8 @@ def estimate(
             scores = (wanted * expected).sum(-1)[log.segment] + weight * residual
         value = float(scores.mean())
         error = float(scores.std(ddof=1) / np.sqrt(count))
+    from scipy.special import ndtri  # late: it is 0.1 s of every start
+
     reach = error * float(ndtri((1 + confidence) / 2))
     return Estimate(
         value,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, ndtr
 
 Array = NDArray[np.float64]
 
@@ -119,6 +118,8 @@ def probability_best(sums: Sums, posterior: str) -> Array:
     Returns:
         Shape (..., arms); sums to 1 over the arms.
     """
+    from scipy.special import betainc, ndtr  # late: it is 0.1 s of every start
+
     if posterior == "beta":
         alpha, beta = beta_parameters(sums)
         size = alpha + beta
