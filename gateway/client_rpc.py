@@ -27,6 +27,8 @@ _Reply = TypeVar("_Reply", bound="Message")
 _NO_SERVER = ("failed to connect", "connection refused", "dns resolution failed")
 """What gRPC says, in any case, when it never reached a server."""
 
+_NOBODY = ("refused", "imeout", "imed out", "unreachable", "No such", "No route")
+"""What gRPC says, too, where nobody took the connection."""
 _PLAIN_SIGNS = {"Socket closed": "if it speaks TLS, give --ca FILE, or --tls"}
 _TLS_SIGNS = {
     "WRONG_VERSION_NUMBER": "it speaks no TLS: leave --tls, --ca, --cert, --key out",
@@ -224,5 +226,11 @@ class Client:
         Empty where nobody listens: the signs are gRPC's and BoringSSL's words.
         """
         signs = _PLAIN_SIGNS if self._tls is None else _TLS_SIGNS
-        found = (way_out for sign, way_out in signs.items() if sign in said)
-        return next(found, "") if "failed to connect" in said else ""
+        if "failed to connect" not in said:
+            return ""
+        for sign, way_out in signs.items():
+            if sign in said:
+                return way_out
+        # Somebody took the connection and ended it, in whichever words of the system.
+        closed = not any(word in said for word in _NOBODY)
+        return _TLS_SIGNS["Socket closed"] if closed and self._tls is not None else ""
