@@ -5,13 +5,12 @@ from __future__ import annotations
 import getpass
 import json
 import uuid
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from gateway.client_config import channel_options, target
+from gateway.client_config import UNIX, channel_options, target
 from gateway.client_rpc import ClientError
 from gateway.errors import Code
 from gateway.logs import escape
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 SERVICE = "/baton.v1.Admin/"
-_UNIX = "unix:"
 _Reply = TypeVar("_Reply", bound="Message")
 
 
@@ -43,14 +41,11 @@ class AdminClient:
         """
         self._address = address
         self._timeout_s = timeout_s
-        if address.startswith(_UNIX):
-            uri = f"{_UNIX}{Path(address.removeprefix(_UNIX)).absolute()}"
-        else:
-            try:
-                uri = target([address])
-            except ValueError as error:
-                text = f"{error}; or give {_UNIX}PATH of the gateway's admin.sock"
-                raise ClientError(escape(text), Code.INVALID_ARGUMENT) from None
+        try:
+            uri = target([address])
+        except ValueError as error:
+            text = f"{error}; or give {UNIX}PATH of the gateway's admin.sock"
+            raise ClientError(escape(text), Code.INVALID_ARGUMENT) from None
         options = channel_options(64 << 20, service_config=False)
         self._channel = grpc.insecure_channel(uri, options=options)
 

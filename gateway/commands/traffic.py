@@ -104,7 +104,7 @@ def set_traffic(
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
-    """Put a whole table in force (`traffic show --json` prints one)."""
+    """Put a whole table in force (`traffic show --json` has it as `table`)."""
     table = read(file)
     with connect(admin) as client:
         change = client.change(

@@ -24,9 +24,8 @@ from gateway.traffic.offline import (
     estimate,
 )
 from gateway.traffic.policies import Learnt, limited, refresh
-from gateway.traffic.table import ModelTraffic, PolicyKind, Weights
+from gateway.traffic.table import ModelTraffic, PolicyKind, Weights, segment_key
 
-SEPARATOR = "\x1f"
 _TOLERANCE = 1e-6
 MAX_REWARDS = 100_000
 """Rewards that are remembered one by one, for estimates."""
@@ -144,7 +143,7 @@ class Learner:
                 f"propensity {item.propensity:g}: give the one recorded with the "
                 "decision, above 0 and at most 1"
             )
-        policy, context = self.traffic.policy, SEPARATOR.join(item.segments)
+        policy, context = self.traffic.policy, segment_key(item.segments)
         counts = self.state.learnt.observe(item.version, item.reward, policy, context)
         if counts:
             self._rewards.append(item)

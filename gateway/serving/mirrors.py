@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 
 from featurizer.datatypes import DATATYPES
 from gateway.catalogue import VersionEntry
+from gateway.serving.exchange import Inputs
 from gateway.serving.queues import VersionQueue
 from gateway.serving.routing import Choice
 from gateway.traffic.agreement import Agreement, compare
 from gateway.traffic.table import Role, Shadow
 from workers.spec import ModelSpec
-from workers.wire import Buffer
-
-Inputs = list[tuple[int, tuple[int, ...], Buffer]]
 
 _OPAQUE = frozenset({"BYTES", "BF16"})
 """Datatypes whose answers are compared as bytes."""
@@ -62,7 +60,7 @@ class Mirror:
         answers, self.answers = self.answers, []
         alike: dict[Any, list[tuple[list[bytes], list[bytes], int]]] = {}
         for way, ours, theirs, rows in answers:
-            sizes = tuple([len(data) // rows for data in ours])
+            sizes = tuple([len(data) // rows for data in (*ours, *theirs)])
             alike.setdefault((way.datatypes, sizes), []).append((ours, theirs, rows))
         for (datatypes, _), group in alike.items():
             counts = [rows for _, _, rows in group]

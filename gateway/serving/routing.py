@@ -22,10 +22,9 @@ from gateway.traffic.table import (
     Rule,
     Source,
     Weights,
+    segment_key,
 )
 
-SEPARATOR = "\x1f"
-"""Between the values of several segments (ASCII's unit separator)."""
 MAX_VALUE = 256
 """Characters of a unit or segment that are looked at; the rest of it is ignored."""
 
@@ -187,7 +186,7 @@ class Router:
             return index, self._stuck[index], Context(unit, bucket, segments)
         ends, choices = self._cumulative, self._choices
         if self._by_segment:
-            found = self._by_segment.get(SEPARATOR.join(segments))
+            found = self._by_segment.get(segment_key(segments))
             if found is not None:
                 ends, choices = found
         index = bisect_right(ends, self._draw())

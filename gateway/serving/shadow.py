@@ -14,7 +14,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from gateway.catalogue import Catalogue, State, VersionEntry
+from gateway.catalogue import Catalogue, VersionEntry
 from gateway.errors import GatewayError
 from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
@@ -111,7 +111,7 @@ class Shadows:
         found = []
         for shadow in traffic.shadows:
             entry = ready.get(shadow.version)
-            if entry is None or entry.state is not State.READY:
+            if entry is None:
                 continue
             mirror = self._mirror(model, shadow, traffic)
             queue = self._dispatcher.queue_for(model + SUFFIX, entry)

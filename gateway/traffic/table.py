@@ -9,11 +9,12 @@ Shares and weights are fractions of the requests, not percentages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 MAX_ARMS = 64
 MAX_SHADOWS = 8
@@ -22,6 +23,8 @@ MAX_UNITS = 10_000
 """Units that rules may name, over all rules of a model."""
 BUCKETS = 10_000
 """Into which a sticky split divides the units."""
+_STRICT = ConfigDict(extra="forbid")
+"""A field that nobody knows is a mistake, not something to leave out."""
 
 
 class Role(StrEnum):
@@ -55,6 +58,8 @@ class Arm:
         share: Fraction of requests at the start; the shares of all arms sum to 1.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     version: int
     role: Role
     share: float
@@ -69,6 +74,8 @@ class Span:
         buckets: How many, at least 1.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     version: int
     buckets: int
 
@@ -81,6 +88,8 @@ class Source:
         kind: ``parameter`` of the request or ``metadata`` of the call.
         key: Its name; of metadata in lower case.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     kind: str
     key: str
@@ -96,6 +105,8 @@ class Rule:
         key: Metadata key it holds for, with `value`; empty for none.
         value: Of that key.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     version: int
     units: frozenset[str] = frozenset()
@@ -125,6 +136,8 @@ class Policy:
         contextual: One posterior per combination of segments, drawn to the global one.
         shrinkage: contextual: rewards' worth of the global posterior in each segment's.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     kind: PolicyKind = PolicyKind.FIXED
     epsilon: float = 0.1
@@ -157,6 +170,8 @@ class Shadow:
         max_queue: Copies in flight per front; those beyond are dropped and counted.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     version: int
     sample: float = 1.0
     max_queue: int = 256
@@ -170,6 +185,8 @@ class Guardrail:
         metric: What is watched: ``error_rate`` or ``latency_p99_ms``.
         limit: Largest value.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     metric: str
     limit: float
@@ -196,6 +213,8 @@ class ModelTraffic:
             stay when shares change (`gateway.traffic.buckets.settle`); empty where
             shares alone decide.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     revision: int = 0
     arms: tuple[Arm, ...] = ()
@@ -242,6 +261,11 @@ class Weights:
     snapshot: int
     weights: tuple[float, ...]
     segments: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+def segment_key(values: Sequence[str]) -> str:
+    """Return the key of `Weights.segments` for the values of all segments, in order."""
+    return "\x1f".join(values)  # ASCII's unit separator
 
 
 MODEL_TRAFFIC = TypeAdapter(ModelTraffic)

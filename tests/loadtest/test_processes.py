@@ -23,9 +23,9 @@ from loadtest.processes import (
 
 FORGETFUL = (
     "import subprocess, sys, signal, time;"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0));"
     "child = subprocess.Popen(['sleep', '60']);"
     "print(child.pid, flush=True);"
-    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0));"
     "time.sleep(60)"
 )
 
@@ -83,7 +83,6 @@ def test_a_forgotten_child_is_reported_and_killed(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running([sys.executable, "-c", FORGETFUL], port=1, log=log) as server:
         child = int(wait_for_text(log))
-        time.sleep(0.2)
         assert server.stop(20) == ["the server left 1 processes behind"]
     wait_gone(child)
 

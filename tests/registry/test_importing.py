@@ -210,12 +210,6 @@ def server(source: Path) -> Iterator[str]:
         thread.join()
 
 
-needs_fsspec = pytest.mark.skipif(
-    importlib.util.find_spec("fsspec") is None, reason="fsspec is not installed"
-)
-
-
-@needs_fsspec
 def test_a_url_is_downloaded(source: Path, store: ArtefactStore, server: str) -> None:
     put(source, "models/fraud.onnx")
     url = f"{server}/models/fraud.onnx?token=secret"
@@ -228,7 +222,6 @@ def test_a_url_is_downloaded(source: Path, store: ArtefactStore, server: str) ->
         taken(f"{server}/absent.onnx", store)
 
 
-@needs_fsspec
 def test_a_folder_of_a_url_is_downloaded(store: ArtefactStore) -> None:
     import fsspec
 
@@ -250,7 +243,6 @@ def test_a_folder_of_a_url_is_downloaded(store: ArtefactStore) -> None:
         memory.rm("/repo", recursive=True)
 
 
-@needs_fsspec
 def test_a_url_of_an_unknown_kind_is_refused(store: ArtefactStore) -> None:
     with pytest.raises(InvalidRequest, match="cannot be used"):
         taken("strange://x/y", store)

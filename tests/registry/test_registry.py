@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -469,7 +469,7 @@ def test_everything_in_a_table_is_in_the_difference(three: Registry) -> None:
         lambda t: replace(t, aliases={}),
     ]
     others = {"kind": PolicyKind.STICKY, "posterior": "gaussian", "contextual": True}
-    for name in Policy.__dataclass_fields__:
+    for name in (field.name for field in fields(Policy)):
         other = others.get(name, 0.55)
         changes.append(
             lambda t, n=name, o=other: replace(t, policy=replace(t.policy, **{n: o}))

@@ -8,9 +8,11 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from gateway.catalogue import (
     BatchPolicy,
@@ -25,12 +27,14 @@ from gateway.protocol.inference_pb2 import InferParameter, ModelInferRequest
 from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.infer import InferService, UnaryExchange
+from gateway.serving.mirrors import Mirror, Way
 from gateway.serving.routing import Router
 from gateway.serving.shadow import Shadows
 from gateway.serving.sink import MemorySink, Record
 from gateway.serving.state import FrontState
 from gateway.serving.values import entry_text, text_of
 from gateway.traffic.table import (
+    MODEL_TRAFFIC,
     Arm,
     ModelTraffic,
     Policy,
@@ -379,3 +383,24 @@ def test_records_are_kept_up_to_a_bound() -> None:
     assert [record.name for record in sink.last("a", 9)] == [b"4", b"2"]
     assert [record.name for record in sink.last("a", 1)] == [b"4"]
     assert (sink.offered, sink.forgotten) == (5, 2)
+
+
+@pytest.mark.parametrize("where", [(), ("policy",), ("arms", 0), ("shadows", 0)])
+def test_a_field_that_nobody_knows_is_refused(where: tuple[Any, ...]) -> None:
+    traffic = ModelTraffic(arms=arms(1.0), shadows=(Shadow(2),))
+    table: Any = MODEL_TRAFFIC.dump_python(traffic, mode="json")
+    place = table
+    for step in where:
+        place = place[step]
+    place["shares"] = 1
+    with pytest.raises(ValidationError, match="shares"):
+        MODEL_TRAFFIC.validate_python(table)
+
+
+def test_answers_of_another_size_are_not_compared() -> None:
+    """One that differs must not cost the others in the same turn theirs."""
+    mirror, same = Mirror("m", 2), np.array([[0.9]], "<f4").tobytes()
+    way = Way(mirror, None, (0,), ((0, 0),), ("FP32",))  # type: ignore[arg-type]
+    mirror.answers += [(way, [same], [same], 1), (way, [same], [same * 2], 1)]
+    mirror.compare()
+    assert (mirror.agreement.rows, mirror.agreement.agreed) == (1, 1)
