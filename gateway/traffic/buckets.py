@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from itertools import groupby
+
+from xxhash import xxh3_64_intdigest
 
 from gateway.traffic.table import BUCKETS, ModelTraffic, PolicyKind, Span
 
@@ -31,15 +32,15 @@ def bucketing(salt: str) -> Callable[[str], int]:
         salt: Of the layer. Layers with different salts are independent.
 
     Returns:
-        BLAKE2b (RFC 7693; 8 bytes, big-endian) modulo 10,000 of
-        ``<characters of the salt>:<salt><unit>`` as UTF-8, the same for ever. The
-        length says where the salt ends, so no other salt and unit make the same text.
+        XXH3 (64 bits, seed 0; specification 0.2.0 at github.com/Cyan4973/xxHash) modulo
+        10,000 of ``<characters of the salt>:<salt><unit>`` as UTF-8, the same for ever.
+        The length says where the salt ends, so no other salt and unit make the same
+        text.
     """
     prefix = f"{len(salt)}:{salt}".encode()
 
     def bucket(unit: str) -> int:
-        digest = blake2b(prefix + unit.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % BUCKETS
+        return xxh3_64_intdigest(prefix + unit.encode()) % BUCKETS
 
     return bucket
 
