@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -137,6 +138,20 @@ async def _as_it_is(served: Served) -> AsyncIterator[None]:
     yield
 
 
+@asynccontextmanager
+async def _busy_core() -> AsyncIterator[None]:
+    """What a program costs that runs when nobody else does, as shadows' workers do."""
+    loop = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", loop + "while True: pass"
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
 FAULTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "hangs": (_hanging, {"version": LIKE, "max_queue": 32}),
     "dies": (_dying, {"version": LIKE, "max_queue": 32}),
@@ -151,7 +166,8 @@ async def test_a_shadow_in_trouble_is_its_own_business(
 ) -> None:
     """F30: all requests copied; no primary fails, and every copy is accounted for.
 
-    Windows with the fault alternate with such in which (all but) nothing is copied.
+    Windows with the fault alternate with such in which (all but) nothing is copied,
+    and in the long form with such in which another program keeps a core busy instead.
     """
     trouble, shadow = FAULTS[fault]
     version = shadow["version"]
@@ -162,6 +178,7 @@ async def test_a_shadow_in_trouble_is_its_own_business(
         await until(lambda: _counts(served, version)["answered"] > answered)
     calm: list[Load] = []
     troubled: list[Load] = []
+    beside: list[Load] = []
     changes: Counter[str] = Counter()
     for _ in range(2 * REPEAT):
         await asyncio.to_thread(_shadowed, served, {**shadow, "sample": 1e-9})
@@ -169,6 +186,10 @@ async def test_a_shadow_in_trouble_is_its_own_business(
         async with _load(served, 8) as load:
             await load.for_s(1.0)
         calm.append(load)
+        if REPEAT > 1:
+            async with _busy_core(), _load(served, 8) as load:
+                await load.for_s(1.0)
+            beside.append(load)
         before = _counts(served, version)
         await asyncio.to_thread(_shadowed, served, shadow)
         async with trouble(served):
@@ -183,13 +204,14 @@ async def test_a_shadow_in_trouble_is_its_own_business(
             number for reason, number in after.items() if reason.startswith("dropped_")
         )
         assert copied_or_not == load.codes()["OK"], after
-    for load in (*calm, *troubled):
+    for load in (*calm, *beside, *troubled):
         assert load.failures() == []
+    control = f", {_p99_ms(beside):.1f} beside a busy core" if beside else ""
     with capsys.disabled():
         show(
             f"F30 {fault}: {sum(load.sent for load in troubled)} requests, "
             f"{dict(changes)}; primary p99 {_p99_ms(calm):.1f} ms without, "
-            f"{_p99_ms(troubled):.1f} ms with"
+            f"{_p99_ms(troubled):.1f} ms with{control}"
         )
     assert changes["copied"] > 0
     if fault in {"hangs", "flooded"}:
