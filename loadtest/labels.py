@@ -63,6 +63,7 @@ class Labels:
                     propensity=one["propensity"],
                     time=one["time"],
                     segments=one["segments"],
+                    policy=one["policy"],
                 )
             )
         found.reverse()  # as they were made: what comes last counts most

@@ -229,20 +229,26 @@ def reward_traffic(
     *,
     propensity: Annotated[
         float, typer.Option(help="Of the decision, as recorded.", min=0, max=1)
-    ] = 1.0,
+    ],
+    policy: Annotated[
+        str, typer.Option(help="Likewise: nothing is learnt from what a rule chose.")
+    ] = "",
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
     """Tell a policy what came of a decision."""
     from gateway.protocol import admin_pb2 as pb
 
-    item = pb.RewardRequest.Item(version=version, reward=reward, propensity=propensity)
+    item = pb.RewardRequest.Item(
+        version=version, reward=reward, propensity=propensity, policy=policy
+    )
     with connect(admin) as client:
         answer = client.reward(model, [item])
     if as_json:
         print_json({"taken": answer.taken, "ignored": answer.ignored})
     else:
-        text = "taken" if answer.taken else f"ignored: version {version} is no arm"
+        why = f"ignored: version {version} is no arm, or a rule chose it"
+        text = "taken" if answer.taken else why
         typer.echo(f"{escape(model)}: {text}")
 
 

@@ -24,9 +24,21 @@ from gateway.traffic.offline import (
     estimate,
 )
 from gateway.traffic.policies import Learnt, limited, refresh
-from gateway.traffic.table import ModelTraffic, PolicyKind, Weights, segment_key
+from gateway.traffic.table import (
+    MAX_SEGMENTS,
+    MAX_VALUE,
+    RULE,
+    ModelTraffic,
+    PolicyKind,
+    Weights,
+    segment_key,
+)
 
 _TOLERANCE = 1e-6
+MIN_PROPENSITY = 1e-6
+"""Below it a single decision would outweigh a million others."""
+MAX_TIME_S = 1e11
+"""Milliseconds taken for seconds are above it."""
 MAX_REWARDS = 100_000
 """Rewards that are remembered one by one, for estimates."""
 
@@ -41,6 +53,7 @@ class Reward:
         propensity: Of the arm, as recorded with the decision.
         time: Of the decision, in Unix seconds.
         segments: As recorded.
+        policy: As recorded; what a rule chose was not drawn.
     """
 
     version: int
@@ -48,6 +61,7 @@ class Reward:
     propensity: float
     time: float = 0.0
     segments: tuple[str, ...] = ()
+    policy: str = ""
 
 
 @dataclass(slots=True)
@@ -133,22 +147,48 @@ class Learner:
         """Note what came of a decision.
 
         Returns:
-            Whether its arm is still one.
+            Whether it counts: its arm is still one, and was drawn.
 
         Raises:
-            InvalidRequest: Reward or propensity are out of range.
+            InvalidRequest: A value is out of range.
         """
-        if not 0 < item.propensity <= 1:
-            raise InvalidRequest(
-                f"propensity {item.propensity:g}: give the one recorded with the "
-                "decision, above 0 and at most 1"
-            )
-        policy, context = self.traffic.policy, segment_key(item.segments)
+        self.check(item)
+        if item.policy == RULE:
+            return False
+        policy, context = self.traffic.policy, ""
+        if len(item.segments) == len(self.traffic.segments):  # not of an older table
+            context = segment_key(item.segments)
         counts = self.state.learnt.observe(item.version, item.reward, policy, context)
         if counts:
             self._rewards.append(item)
             self.changed = True
         return counts
+
+    def check(self, item: Reward) -> None:
+        """Refuse what cannot have come of a decision.
+
+        Raises:
+            InvalidRequest: Says which value is out of range.
+        """
+        if not 0 <= item.reward <= 1:
+            raise InvalidRequest(
+                f"reward {item.reward:g}: a number between 0 and 1; scale it"
+            )
+        if not MIN_PROPENSITY <= item.propensity <= 1:
+            raise InvalidRequest(
+                f"propensity {item.propensity:g}: give the one recorded with the "
+                f"decision, {MIN_PROPENSITY:g} to 1"
+            )
+        if not 0 <= item.time < MAX_TIME_S:
+            raise InvalidRequest(
+                f"time {item.time:g}: give the decision's, in seconds since 1970"
+            )
+        if len(item.segments) > MAX_SEGMENTS:
+            raise InvalidRequest(f"segments: a table has at most {MAX_SEGMENTS}")
+        if any(len(value) > MAX_VALUE for value in item.segments):
+            raise InvalidRequest(
+                f"segments: a value has at most {MAX_VALUE} characters"
+            )
 
     def note_assigned(self, now_s: float, counts: Mapping[int, int]) -> None:
         """Note how many requests each arm has got so far, by version."""
@@ -191,7 +231,11 @@ class Learner:
             GatewayError: The rewards so far cannot say; the message says why.
         """
         if not self._rewards:
-            raise Unanswerable("no rewards yet: nothing says what arms are worth")
+            raise Unanswerable(
+                "no rewards since this controller started: estimates weigh single "
+                "decisions, and those are kept in memory alone (what policies learnt "
+                "of them outlives it)"
+            )
         versions = sorted({*shares, *(item.version for item in self._rewards)})
         place = {version: index for index, version in enumerate(versions)}
         log = Decisions.of(
@@ -200,7 +244,10 @@ class Learner:
             [item.reward for item in self._rewards],
         )
         target: Sequence[float] = [shares.get(version, 0.0) for version in versions]
-        return {str(kind): estimate(log, target, kind) for kind in Estimator}
+        names = [f"version {version}" for version in versions]
+        return {
+            str(kind): estimate(log, target, kind, names=names) for kind in Estimator
+        }
 
     def describe(self) -> dict[str, Any]:
         """Return what is known, as JSON values."""

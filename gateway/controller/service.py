@@ -231,6 +231,7 @@ class AdminService:
                 item.propensity,
                 item.time or time.time_ns() / 1e9,
                 tuple(item.segments),
+                item.policy,
             )
             for item in request.items
         ]

@@ -198,9 +198,15 @@ class TrafficControl:
 
         Raises:
             UnknownModel: The model has no traffic.
-            InvalidRequest: A value is out of range; those before it counted.
+            InvalidRequest: A value is out of range; none counted.
         """
         learner = self._learner(model)
+        items = list(items)
+        for place, item in enumerate(items):
+            try:
+                learner.check(item)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"item {place}: {error.message}") from None
         counted = [learner.reward(item) for item in items]
         return sum(counted), len(counted) - sum(counted)
 

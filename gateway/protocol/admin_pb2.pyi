@@ -119,18 +119,20 @@ class RollbackRequest(_message.Message):
 class RewardRequest(_message.Message):
     __slots__ = ("model", "items")
     class Item(_message.Message):
-        __slots__ = ("version", "reward", "propensity", "time", "segments")
+        __slots__ = ("version", "reward", "propensity", "time", "segments", "policy")
         VERSION_FIELD_NUMBER: _ClassVar[int]
         REWARD_FIELD_NUMBER: _ClassVar[int]
         PROPENSITY_FIELD_NUMBER: _ClassVar[int]
         TIME_FIELD_NUMBER: _ClassVar[int]
         SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+        POLICY_FIELD_NUMBER: _ClassVar[int]
         version: int
         reward: float
         propensity: float
         time: float
         segments: _containers.RepeatedScalarFieldContainer[str]
-        def __init__(self, version: _Optional[int] = ..., reward: _Optional[float] = ..., propensity: _Optional[float] = ..., time: _Optional[float] = ..., segments: _Optional[_Iterable[str]] = ...) -> None: ...
+        policy: str
+        def __init__(self, version: _Optional[int] = ..., reward: _Optional[float] = ..., propensity: _Optional[float] = ..., time: _Optional[float] = ..., segments: _Optional[_Iterable[str]] = ..., policy: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     model: str

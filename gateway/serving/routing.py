@@ -16,6 +16,8 @@ from gateway.serving.plans import Plan
 from gateway.traffic.allocation import Allocation
 from gateway.traffic.buckets import bucket_table, bucketing
 from gateway.traffic.table import (
+    MAX_VALUE,
+    RULE,
     ModelTraffic,
     PolicyKind,
     Role,
@@ -24,9 +26,6 @@ from gateway.traffic.table import (
     Weights,
     segment_key,
 )
-
-MAX_VALUE = 256
-"""Characters of a unit or segment that are looked at; the rest of it is ignored."""
 
 
 class Choice(NamedTuple):
@@ -119,7 +118,7 @@ class Router:
             if rule.version in self._index
         ]
         self._ruled = [
-            self._choice(index, 1.0, "rule", 0) for index in range(len(self._arms))
+            self._choice(index, 1.0, RULE, 0) for index in range(len(self._arms))
         ]
         self._table: bytes | None = None
         self._stuck: list[Choice] = []

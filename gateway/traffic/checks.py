@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from gateway.errors import InvalidRequest
 from gateway.traffic.table import (
@@ -11,6 +12,7 @@ from gateway.traffic.table import (
     MAX_SEGMENTS,
     MAX_SHADOWS,
     MAX_UNITS,
+    METRICS,
     ModelTraffic,
     Policy,
     PolicyKind,
@@ -19,6 +21,8 @@ from gateway.traffic.table import (
 )
 
 _TOLERANCE = 1e-9
+_HEADER = re.compile(r"[0-9a-z_.-]+")
+"""Keys of gRPC metadata (grpc/grpc, doc/PROTOCOL-HTTP2.md, "Header-Name")."""
 
 
 def check(traffic: ModelTraffic) -> None:
@@ -37,12 +41,19 @@ def check(traffic: ModelTraffic) -> None:
             raise InvalidRequest("rules: one names neither units nor a key")
         if rule.units and traffic.unit is None:
             raise InvalidRequest("rules: units need a unit source; set unit")
+        if rule.key:
+            _check_header("rules", rule.key)
     if sum(len(rule.units) for rule in traffic.rules) > MAX_UNITS:
         raise InvalidRequest(
             f"rules: name at most {MAX_UNITS} units; use a key, or a share"
         )
     _check_shadows(traffic.shadows, versions)
     for guardrail in traffic.guardrails:
+        if guardrail.metric not in METRICS:
+            raise InvalidRequest(
+                f"guardrails: '{guardrail.metric}' is not watched; there are "
+                + " and ".join(METRICS)
+            )
         if not guardrail.limit > 0:
             raise InvalidRequest(
                 f"guardrails: the limit of {guardrail.metric} must be above 0"
@@ -152,14 +163,24 @@ def _check_sources(traffic: ModelTraffic) -> None:
                 "unit and segments are 'parameter:KEY' or 'metadata:KEY', not "
                 f"'{source.kind}:{source.key}'"
             )
-        if source.kind == "metadata" and source.key != source.key.lower():
-            raise InvalidRequest(f"metadata key '{source.key}' must be lower case")
+        if source.kind == "metadata":
+            _check_header("unit and segments", source.key)
+    if len({*traffic.segments}) != len(traffic.segments):
+        raise InvalidRequest("segments: one is there twice")
     if traffic.policy.kind is PolicyKind.STICKY and traffic.unit is None:
         raise InvalidRequest(
             "policy: sticky needs a unit; set unit to 'metadata:KEY' or 'parameter:KEY'"
         )
     if traffic.policy.contextual and not traffic.segments:
         raise InvalidRequest("policy: contextual needs segments")
+
+
+def _check_header(where: str, key: str) -> None:
+    if not _HEADER.fullmatch(key) or key.endswith("-bin"):
+        raise InvalidRequest(
+            f"{where}: metadata key '{key}' can be in no request: keys are lower-case "
+            "letters, digits, '_', '-' and '.', and those that end in '-bin' are bytes"
+        )
 
 
 def _check_shadows(shadows: tuple[Shadow, ...], arms: set[int]) -> None:

@@ -12,6 +12,7 @@ Swaminathan and Joachims, "The Self-Normalized Estimator for Counterfactual Lear
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -138,6 +139,7 @@ def estimate(
     model: ArrayLike | None = None,
     confidence: float = 0.95,
     min_ess: float = MIN_ESS,
+    names: Sequence[str] = (),
 ) -> Estimate:
     """Estimate the mean reward of a policy from another one's log.
 
@@ -150,6 +152,7 @@ def estimate(
             each arm's mean reward in the log, by segment.
         confidence: Of the interval.
         min_ess: Least effective sample size for which there is an answer.
+        names: Of the arms, for what is said of them; ``arm 0`` and so on without.
 
     Raises:
         InvalidRequest: An argument cannot be.
@@ -160,7 +163,7 @@ def estimate(
         raise InvalidRequest("confidence is above 0 and below 1")
     wanted = _distribution(target, log)
     weight = wanted[log.segment, log.arm] / log.propensity
-    _refuse_untried(log, wanted)
+    _refuse_untried(log, wanted, names)
     effective = _refuse_thin(weight, min_ess)
     _refuse_wrong(weight)
     count = len(weight)
@@ -216,17 +219,18 @@ def _distribution(target: ArrayLike, log: Decisions) -> Array:
     return wanted
 
 
-def _refuse_untried(log: Decisions, wanted: Array) -> None:
+def _refuse_untried(log: Decisions, wanted: Array, names: Sequence[str]) -> None:
     tried = np.zeros(wanted.shape, bool)
     tried[log.segment, log.arm] = True
     present = np.isin(np.arange(len(wanted)), log.segment)
     missing = np.argwhere((wanted > 0) & ~tried & present[:, None])
     if len(missing):
         segment, arm = (int(place) for place in missing[0])
+        name = names[arm] if names else f"arm {arm}"
+        where = f" in segment {segment}" if len(wanted) > 1 else ""
         raise Unanswerable(
-            f"arm {arm} was never chosen in segment {segment}, so nothing is known of "
-            "what it earns there; give it a floor and collect decisions, or leave it "
-            "out of the target"
+            f"{name} was never chosen{where}, so nothing is known of what it earns; "
+            "give it a floor and collect decisions, or leave it out of the target"
         )
 
 
@@ -248,7 +252,8 @@ def _refuse_wrong(weight: Array) -> None:
         raise Unanswerable(
             f"the mean weight is {weight.mean():.3f} and should be 1 (within "
             f"{error:.3f}): arms were not drawn with the logged propensities, or "
-            "decisions are missing by arm; compare label coverage between arms"
+            "decisions are missing by arm; send back every decision's propensity and "
+            "policy as recorded, and compare label coverage between arms"
         )
 
 

@@ -21,6 +21,12 @@ MAX_SHADOWS = 8
 MAX_SEGMENTS = 8
 MAX_UNITS = 10_000
 """Units that rules may name, over all rules of a model."""
+MAX_VALUE = 256
+"""Characters of a unit or segment that are looked at; the rest of it is ignored."""
+RULE = "rule"
+"""Stands for the policy of a decision that a rule of the table made."""
+METRICS = ("error_rate", "latency_p99_ms")
+"""What guardrails can watch."""
 BUCKETS = 10_000
 """Into which a sticky split divides the units."""
 _STRICT = ConfigDict(extra="forbid")

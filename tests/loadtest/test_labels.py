@@ -12,6 +12,7 @@ def decision(
         "prediction_id": prediction,
         "version": version,
         "role": role,
+        "policy": "thompson",
         "propensity": 0.25,
         "time": 5.0,
         "segments": ["eu"],

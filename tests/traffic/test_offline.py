@@ -130,7 +130,7 @@ HALVES = np.tile([0, 1], 500)
 @pytest.mark.parametrize(
     ("log", "target", "message"),
     [
-        ((ONES * 0, ONES, ONES), [0.5, 0.5], "arm 1 was never chosen in segment 0"),
+        ((ONES * 0, ONES, ONES), [0.5, 0.5], "arm 1 was never chosen, so"),
         (
             (HALVES, ONES / 2, ONES, HALVES),
             [0.5, 0.5],
