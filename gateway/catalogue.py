@@ -19,7 +19,7 @@ from gateway.errors import (
     UnknownModel,
     unknown_model,
 )
-from gateway.traffic.table import ModelTraffic, Weights
+from gateway.traffic.table import LATEST, ModelTraffic, Weights
 from workers.spec import ModelSpec
 
 UNLOADED = "unloaded"
@@ -215,10 +215,21 @@ class Catalogue:
     def serving(self, model: str, version: str) -> VersionEntry:
         """Return the version as `find` does, if it is ready.
 
+        The alias ``latest`` passes over versions that only shadow.
+
         Raises:
             NotReady: It is known and does not serve; the message says why.
+            UnknownModel: It only shadows.
         """
         found = self.find(model, version)
+        traffic = self.traffic.get(model)
+        if version and traffic is not None and _only_shadows(traffic, found.version):
+            if version != LATEST:
+                raise UnknownModel(
+                    f"'{model}' version {found.version} only shadows: its answers are "
+                    "for nobody. Make it an arm, or give it an alias to ask for"
+                )
+            found = _highest(self.models[model], traffic)
         if found.state != State.READY:
             raise NotReady(_not_ready(model, found))
         return found
@@ -253,6 +264,12 @@ def _highest(model: ModelEntry, traffic: ModelTraffic | None) -> VersionEntry:
     if all(v.reason == UNLOADED for v in versions):
         raise NoVersions(f"'{model.name}' has no available versions")
     raise NotReady(_not_ready(model.name, max(versions, key=_number)))
+
+
+def _only_shadows(traffic: ModelTraffic, version: int) -> bool:
+    named = {v for alias, v in traffic.aliases.items() if alias != LATEST}
+    shadows = (shadow.version for shadow in traffic.shadows)
+    return version not in named and version in shadows
 
 
 def _number(entry: VersionEntry) -> int:

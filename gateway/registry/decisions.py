@@ -20,9 +20,9 @@ from gateway.registry.records import (
     traffic_body,
     with_fields,
 )
-from gateway.traffic.table import Arm, ModelTraffic, Role
+from gateway.traffic.table import LATEST, Arm, ModelTraffic, Role
 
-LATEST, CHAMPION = "latest", "champion"
+CHAMPION = "champion"
 MAX_VERSION = 10**18 - 1
 """Largest version number that a model repository can name."""
 MAX_ALIASES = 64

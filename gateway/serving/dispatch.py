@@ -63,8 +63,8 @@ class Dispatcher:
         self._admission = admission
         self._max_attempts = max_attempts
         self._pushback_ms = pushback_ms
-        self._queues: dict[int, VersionQueue] = {}
-        self._active: dict[int, VersionQueue] = {}
+        self._queues: dict[tuple[str, int], VersionQueue] = {}
+        self._active: dict[VersionQueue, None] = {}
         self._running: dict[Batch, VersionQueue] = {}
         self._pump_due = False
         self._settling: set[VersionQueue] = set()
@@ -92,11 +92,12 @@ class Dispatcher:
             yield model, version, statistics
 
     def queue_for(self, model: str, entry: VersionEntry) -> VersionQueue:
-        """Return the queue of a ready version, made on first use."""
-        queue = self._queues.get(entry.handle)
+        """Return the queue of a ready version under a name, made on first use."""
+        key = model, entry.handle
+        queue = self._queues.get(key)
         if queue is None:
             statistics = self.statistics(model, entry.version)
-            queue = self._queues[entry.handle] = VersionQueue(model, entry, statistics)
+            queue = self._queues[key] = VersionQueue(model, entry, statistics)
         return queue
 
     def retain(self, catalogue: Catalogue) -> list[int]:
@@ -108,21 +109,21 @@ class Dispatcher:
         kept = catalogue.handles()
         held = {h for worker in catalogue.workers for h in worker.handles}
         held.update(h for port in self.ports for h in port.handles)
-        for handle, queue in tuple(self._queues.items()):
+        for (_, handle), queue in tuple(self._queues.items()):
             if handle not in kept and handle not in held and not queue.empty():
                 self._move(queue, catalogue)
                 self._settle(queue)
-        busy = []
-        for handle in tuple(self._queues):
-            if handle in kept:
+        busy: set[int] = set()
+        for key, queue in tuple(self._queues.items()):
+            if queue.entry.handle in kept:
                 continue
-            if self._queues[handle].idle():
-                del self._queues[handle]
-                self._active.pop(handle, None)
+            if queue.idle():
+                del self._queues[key]
+                self._active.pop(queue, None)
             else:
-                busy.append(handle)
-        self._retired = set(busy)
-        return busy
+                busy.add(queue.entry.handle)
+        self._retired = busy
+        return sorted(busy)
 
     def _move(self, queue: VersionQueue, catalogue: Catalogue) -> None:
         """Let what waits in a queue wait in that of its version's present load."""
@@ -145,7 +146,7 @@ class Dispatcher:
             pending.level = min(pending.level, successor.levels - 1)
             pending.phase = Phase.QUEUED
             successor.add(pending)
-            self._active[entry.handle] = successor
+            self._active[successor] = None
         self._pump_soon()
 
     def slowest_run_ns(self) -> int:
@@ -159,7 +160,7 @@ class Dispatcher:
         pending.queue = queue
         queue.inflight_rows += pending.rows
         queue.add(pending)
-        self._active[queue.entry.handle] = queue
+        self._active[queue] = None
         expiry = self._expiry
         if pending.expires_ns < expiry.due_ns or not expiry.due_ns:
             expiry.arm(pending.expires_ns)
@@ -209,9 +210,11 @@ class Dispatcher:
         for queue in settling:
             handle = queue.entry.handle
             if queue.idle():
-                self._active.pop(handle, None)
-                self._retired.discard(handle)
-                self.on_idle_handle(handle)
+                self._active.pop(queue, None)
+                others = (q for q in self._queues.values() if q.entry.handle == handle)
+                if all(other.idle() for other in others):
+                    self._retired.discard(handle)
+                    self.on_idle_handle(handle)
 
     # -- batches out ------------------------------------------------------------
 
@@ -228,8 +231,8 @@ class Dispatcher:
         progress = True
         while progress and self._active:
             progress = False
-            for handle, queue in tuple(self._active.items()):
-                port, credits_ = self._free_port(handle)
+            for queue in tuple(self._active):
+                port, credits_ = self._free_port(queue.entry.handle)
                 if port is None or (credits_ < CREDITS and not queue.full()):
                     continue  # a busy worker prefetches full batches only
                 batch, until = queue.take(now + _TIMER_SLACK_NS)
@@ -237,11 +240,11 @@ class Dispatcher:
                     wake_ns = until
                 if batch is None:
                     if queue.empty():
-                        self._active.pop(handle, None)
+                        self._active.pop(queue, None)
                     continue
-                del self._active[handle]
+                del self._active[queue]
                 if not queue.empty():
-                    self._active[handle] = queue  # at the end: versions take turns
+                    self._active[queue] = None  # at the end: versions take turns
                 self._send(port, queue, batch, now)
                 progress = True
         if wake_ns != self._wake_ns:
@@ -392,4 +395,4 @@ class Dispatcher:
                 again.append(pending)
         if again:
             queue.retry(Batch(again, 0, CloseReason.RETRY))
-            self._active[queue.entry.handle] = queue
+            self._active[queue] = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from gateway.errors import DeadlineExceeded, GatewayError, QueueTimeout
 from gateway.serving.batching import Batch
@@ -34,7 +34,7 @@ class Expiry:
         self,
         loop: asyncio.AbstractEventLoop,
         now_ns: Callable[[], int],
-        active: Mapping[int, VersionQueue],
+        active: Collection[VersionQueue],
         running: Mapping[Batch, VersionQueue],
         fail: Callable[[VersionQueue, Pending, GatewayError], None],
     ) -> None:
@@ -65,7 +65,7 @@ class Expiry:
             self.arm(max(earliest, now + _TICK_NS) if earliest else 0)
 
     def _expire(self, now: int) -> None:
-        for queue in tuple(self._active.values()):
+        for queue in tuple(self._active):
             for pending in queue.expired(now):
                 self._expire_one(queue, pending, now)
         for batch, queue in tuple(self._running.items()):
@@ -86,7 +86,7 @@ class Expiry:
 
     def _earliest_ns(self) -> int:
         """Return a bound below which nothing in flight expires; 0: nothing is."""
-        found = [queue.earliest_ns() for queue in self._active.values()]
+        found = [queue.earliest_ns() for queue in self._active]
         found += [
             pending.deadline_ns
             for batch in self._running

@@ -25,6 +25,8 @@ MAX_VALUE = 256
 """Characters of a unit or segment that are looked at; the rest of it is ignored."""
 RULE = "rule"
 """Stands for the policy of a decision that a rule of the table made."""
+LATEST = "latest"
+"""The alias that follows the newest version by itself."""
 METRICS = ("error_rate", "latency_p99_ms")
 """What guardrails can watch."""
 BUCKETS = 10_000

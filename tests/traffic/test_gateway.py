@@ -18,7 +18,7 @@ from scipy.stats import chisquare
 from gateway.client_rpc import ClientError
 from gateway.errors import Code
 from gateway.protocol import admin_pb2 as admin
-from tests.adversity.harness import REPEAT
+from tests.adversity.harness import REPEAT, metrics
 from tests.gateway_process import wait_for
 from tests.traffic.served import MODEL, Served, serving, table
 from tests.versions import ask, says
@@ -32,6 +32,14 @@ def served(
     folder = tmp_path_factory.mktemp("models")
     with serving(folder, grpc={"transport": request.param, "fronts": 2}) as found:
         yield found
+
+
+def _sums(served: Served, name: str) -> Counter[tuple[str, str]]:
+    """Return a metric by model and version."""
+    sums: Counter[tuple[str, str]] = Counter()
+    for labels, value in metrics(served.running).get(name, ()):
+        sums[labels["model"], labels.get("version", "")] += int(value)
+    return sums
 
 
 def _as_drawn(found: Counter[float], shares: dict[int, float]) -> None:
@@ -127,6 +135,41 @@ def test_a_client_may_ask_for_a_version_or_an_alias(served: Served) -> None:
         served.said("candidate")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "champion" in str(caught.value.details())
+
+
+def test_what_only_shadows_answers_nobody(served: Served) -> None:
+    newest = 3
+    served.set({1: 1.0}, shadows=[{"version": newest}])
+    with pytest.raises(grpc.RpcError) as caught:
+        served.said(str(newest))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "only shadows" in str(caught.value.details())
+    assert served.said("latest") < newest
+
+
+def test_who_is_asked_and_shadows_is_counted_apart(served: Served) -> None:
+    """The champion before shadows the new one, and clients still ask for it."""
+    served.set({1: 1.0})
+    served.admin.set_alias(served.change(), "before", 1)
+    served.set({2: 1.0}, shadows=[{"version": 1, "max_queue": 1000}])
+
+    def counts() -> Counter[str]:
+        sums = served.shown()["shadows"].get("1", {})
+        return Counter(sums.get("counts", {}))
+
+    before, asked = counts(), _sums(served, "baton_requests_total")
+    assert served.drawn(30) == {2: 30}
+    assert {served.said("before") for _ in range(20)} == {1}
+    wait_for(lambda: counts()["answered"] - before["answered"] == 30)
+
+    def rose() -> tuple[float, ...]:
+        now = _sums(served, "baton_requests_total")
+        keys = ((MODEL, "1"), (f"{MODEL}:shadow", "1"))
+        return tuple(now[key] - asked[key] for key in keys)
+
+    wait_for(lambda: rose() == (20, 30))
+    wait_for(lambda: not any(_sums(served, "baton_inflight_requests").values()))
+    served.admin.set_alias(served.change(), "before", 0)
 
 
 def test_a_bandit_moves_to_what_pays_and_stands_still_when_frozen(

@@ -299,7 +299,7 @@ class World:
             for pending in batch.requests
             if pending.phase is Phase.RUNNING
         ]
-        for queue in dispatcher._active.values():
+        for queue in dispatcher._active:
             for window in queue._windows.values():
                 found += window.waiting()
             for batch in queue._retries:
