@@ -179,7 +179,8 @@ class AdminClient:
             if code is Code.UNAVAILABLE and "connect" in said.lower():
                 said = (
                     f"no gateway answers at {escape(self._address)}: start one with "
-                    "`baton serve`, or name its admin.sock with --admin or BATON_ADMIN"
+                    "`baton serve`, or name its admin.sock with --admin or "
+                    "BATON_ADMIN_ADDRESS"
                 )
             elif code is Code.DEADLINE_EXCEEDED:
                 said = f"no answer within {self._timeout_s:g} s (raise --timeout)"

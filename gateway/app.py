@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,7 @@ from gateway.registry.lifecycle import Lifecycle
 from gateway.registry.repository import Repository, registered, tables
 from gateway.registry.store import ArtefactStore
 from gateway.supervision.canary import canary
-from gateway.supervision.children import Children
+from gateway.supervision.children import Children, module
 from gateway.supervision.exposition import GatewayCollector
 from gateway.supervision.fleet import Fleet
 from gateway.supervision.operations import operations
@@ -171,9 +170,7 @@ class Gateway:
             return
         for device_id in self._config.workers.device_ids:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "workers.check",
+                *module("workers.check"),
                 "--device",
                 str(device_id),
                 stdout=asyncio.subprocess.PIPE,
@@ -256,14 +253,14 @@ class Gateway:
                 "--index": str(index),
                 "--parent": parent,
             }
-            command = [sys.executable, "-m", "gateway.front", *_flat(arguments)]
+            command = [*module("gateway.front"), *_flat(arguments)]
             self._children.start(f"front-{index}", partial(list, command))
         arguments = {
             "--config": str(config_path),
             "--control": control,
             "--parent": parent,
         }
-        command = [sys.executable, "-m", "gateway.controller", *_flat(arguments)]
+        command = [*module("gateway.controller"), *_flat(arguments)]
         # Fronts serve with the tables they have, whatever becomes of it.
         self._children.start("controller", partial(list, command), vital=False)
 
@@ -291,7 +288,7 @@ class Gateway:
                 "--worker": str(index),
                 "--parent": parent,
             }
-            return [sys.executable, "-m", "workers", *_flat(arguments), *more]
+            return [*module("workers"), *_flat(arguments), *more]
 
         return command
 

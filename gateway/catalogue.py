@@ -182,7 +182,7 @@ class Catalogue:
 
         Raises:
             UnknownModel: There is no such model, version or alias.
-            InvalidRequest: `version` can be none of these.
+            InvalidRequest: `version` can be none of these: the model has no aliases.
             NotReady: No version of the model serves.
             NoVersions: The same, because it was unloaded.
         """
@@ -198,11 +198,15 @@ class Catalogue:
         if traffic is not None and version in traffic.aliases:
             version = str(traffic.aliases[version])
         if not (version.isascii() and version.isdigit()) or len(version) > 18:
-            aliases = sorted(traffic.aliases) if traffic is not None else ()
-            known = f", an alias ({', '.join(aliases)})" if aliases else ""
+            if traffic is not None and traffic.aliases:
+                aliases = ", ".join(sorted(traffic.aliases))
+                raise UnknownModel(
+                    f"'{model}' has no alias '{version}' (there are: {aliases}); name "
+                    "one, or a version's number, or none to have one chosen"
+                )
             raise InvalidRequest(
                 f"failed to get model version from '{version}': a version of "
-                f"'{model}' is a decimal integer{known}, or empty for the latest"
+                f"'{model}' is a decimal integer, or empty for the latest"
             )
         found = entry.versions.get(int(version))
         if found is None:

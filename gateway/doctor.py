@@ -146,7 +146,7 @@ def _onnxruntime(*, cuda_required: bool) -> Iterator[Check]:
         return
     try:
         child = subprocess.run(  # noqa: S603 (our own constants, no shell)
-            [sys.executable, "-c", _PROBE, _PROBE_MODEL],
+            [sys.executable, "-P", "-c", _PROBE, _PROBE_MODEL],
             capture_output=True,
             text=True,
             timeout=120,

@@ -194,12 +194,19 @@ def gateway(repository: Path, **settings: Any) -> Iterator[GatewayProcess]:
         path = Path(folder) / "baton.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML
         log = Path(folder) / "log"
+        # Packages by the names of ours, where somebody happens to start a gateway:
+        # nothing of them may run.
+        here = Path(folder) / "here"
+        for name in ("gateway", "workers", "featurizer", "numpy"):
+            (here / name).mkdir(parents=True)
+            (here / name / "__init__.py").write_text("raise ImportError(__file__)")
 
         def spawn() -> subprocess.Popen[bytes]:
             with log.open("ab") as stderr:
                 return subprocess.Popen(
-                    [sys.executable, "-m", "gateway", "serve", str(path)],
+                    [sys.executable, "-P", "-m", "gateway", "serve", str(path)],
                     stderr=stderr,
+                    cwd=here,
                     env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,10 @@ from gateway.commands.shared import (
     print_json,
 )
 from gateway.logs import escape
+
+_HASH = re.compile(r"[0-9a-f]{12,64}")
+_NO_LOG = 3
+"""Exit status where there is no log to check, or it cannot be read."""
 
 audit_app = typer.Typer(help="Who changed what, when and why.")
 
@@ -55,25 +60,30 @@ def verify_audit(
         Path, typer.Option(help="The gateway's state folder; it need not run.")
     ] = Path(".baton"),
     expect: Annotated[
-        str, typer.Option(help="Hash that the log must contain, noted earlier.")
+        str,
+        typer.Option(
+            help="Hash that the log must contain, noted earlier; 12 digits or more."
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Check the whole audit log. Exit status 1: it was tampered with."""
+    """Check the whole audit log. Exit status 1: it was tampered with; 3: no log."""
+    if expect and not _HASH.fullmatch(expect):
+        raise typer.BadParameter(f"{escape(expect)}: give 12 to 64 hexadecimal digits")
     from gateway.errors import GatewayError
     from gateway.registry.registry import Registry
 
     path = state_dir / "registry" / "registry.sqlite"
     if not path.exists():
         typer.echo(f"baton: no registry at {path} (name --state-dir)", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(_NO_LOG)
     try:
         registry = Registry(path, read_only=True)
         verdict = registry.verify(expect or None)
         registry.close()
     except GatewayError as error:
         typer.echo(f"baton: {escape(error.message)}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(_NO_LOG) from None
     fault = verdict.fault
     if as_json:
         head = {"entries": verdict.entries, "head": verdict.head}

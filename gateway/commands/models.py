@@ -67,7 +67,7 @@ def import_models(
         change = client.change(
             model, reason, expected_revision=if_revision, dry_run=dry_run
         )
-        report(model, client.import_(change, source, fields), as_json)
+        report(client.import_(change, source, fields), as_json)
 
 
 def show_models(
@@ -121,7 +121,7 @@ def alias_model(
         change = client.change(
             model, reason, expected_revision=if_revision, dry_run=dry_run
         )
-        report(model, client.set_alias(change, alias, version), as_json)
+        report(client.set_alias(change, alias, version), as_json)
 
 
 def approve_model(
@@ -135,7 +135,7 @@ def approve_model(
     """Let a version get traffic; not by whoever imported it."""
     with connect(admin) as client:
         change = client.change(model, reason)
-        report(model, client.approve(change, version), as_json)
+        report(client.approve(change, version), as_json)
 
 
 def require_approval(
@@ -149,4 +149,4 @@ def require_approval(
     """Say whether versions need an approver before they get traffic."""
     with connect(admin) as client:
         change = client.change(model, reason)
-        report(model, client.require_approval(change, required=required), as_json)
+        report(client.require_approval(change, required=required), as_json)

@@ -28,7 +28,7 @@ Admin = Annotated[
     str,
     typer.Option(
         "--admin",
-        envvar="BATON_ADMIN",
+        envvar="BATON_ADMIN_ADDRESS",
         metavar="ADDR",
         help="The gateway's admin plane: unix:PATH or host:port.",
     ),
@@ -46,10 +46,10 @@ Expected = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def report(model: str, answer: pb.ChangeResponse, as_json: bool) -> None:
+def report(answer: pb.ChangeResponse, as_json: bool) -> None:
     """Print what a change did, or would do; exit with 1 where it would be refused."""
     body = {
-        "model": model,
+        "model": answer.model,
         "revision": answer.revision,
         "applied": answer.applied,
         "versions": list(answer.versions),
@@ -66,7 +66,7 @@ def report(model: str, answer: pb.ChangeResponse, as_json: bool) -> None:
             typer.echo(f"  {escape(line)}")
         for note in answer.notes:
             typer.echo(f"  note: {escape(note)}", err=True)
-        name = escape(model)
+        name = escape(answer.model)
         if answer.refusal:
             typer.echo(f"baton: would be refused: {escape(answer.refusal)}", err=True)
         elif answer.applied:

@@ -110,7 +110,7 @@ def set_traffic(
         change = client.change(
             model, reason, expected_revision=if_revision, dry_run=dry_run
         )
-        report(model, client.set_traffic(change, table), as_json)
+        report(client.set_traffic(change, table), as_json)
 
 
 @traffic_app.command("split")
@@ -156,7 +156,7 @@ def split_traffic(
             table["unit"] = _source(unit)
         if salt:
             table["salt"] = salt
-        report(model, client.set_traffic(change, table), as_json)
+        report(client.set_traffic(change, table), as_json)
 
 
 @traffic_app.command("shadow")
@@ -185,7 +185,7 @@ def shadow_traffic(
         if not remove:
             shadow = {"version": version, "sample": sample, "max_queue": max_queue}
             table["shadows"].append(shadow)
-        report(model, client.set_traffic(change, table), as_json)
+        report(client.set_traffic(change, table), as_json)
 
 
 @traffic_app.command("freeze")
@@ -200,7 +200,7 @@ def freeze_traffic(
     """Have a policy that learns keep its weights as they are."""
     with connect(admin) as client:
         change = client.change(model, reason)
-        report(model, client.freeze(change, frozen=not off), as_json)
+        report(client.freeze(change, frozen=not off), as_json)
 
 
 @traffic_app.command("rollback")
@@ -218,7 +218,7 @@ def rollback_traffic(
     """Let those answer who did before."""
     with connect(admin) as client:
         change = client.change(model, reason, dry_run=dry_run)
-        report(model, client.rollback(change, to), as_json)
+        report(client.rollback(change, to), as_json)
 
 
 @traffic_app.command("reward")

@@ -291,6 +291,7 @@ def _change_of(asked: pb.Change) -> Change:
 
 def _response(done: Changed, fronts: int = 0, *notes: str) -> pb.ChangeResponse:
     return pb.ChangeResponse(
+        model=done.model,
         revision=done.revision,
         diff=done.change,
         applied=done.seq > 0,

@@ -23,7 +23,7 @@ class Change(_message.Message):
     def __init__(self, model: _Optional[str] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., expected_revision: _Optional[int] = ..., operation_id: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class ChangeResponse(_message.Message):
-    __slots__ = ("revision", "diff", "applied", "refusal", "fronts", "versions", "audit_seq", "audit_hash", "notes")
+    __slots__ = ("revision", "diff", "applied", "refusal", "fronts", "versions", "audit_seq", "audit_hash", "notes", "model")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     DIFF_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class ChangeResponse(_message.Message):
     AUDIT_SEQ_FIELD_NUMBER: _ClassVar[int]
     AUDIT_HASH_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     revision: int
     diff: _containers.RepeatedScalarFieldContainer[str]
     applied: bool
@@ -42,7 +43,8 @@ class ChangeResponse(_message.Message):
     audit_seq: int
     audit_hash: str
     notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, revision: _Optional[int] = ..., diff: _Optional[_Iterable[str]] = ..., applied: _Optional[bool] = ..., refusal: _Optional[str] = ..., fronts: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., audit_seq: _Optional[int] = ..., audit_hash: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    model: str
+    def __init__(self, revision: _Optional[int] = ..., diff: _Optional[_Iterable[str]] = ..., applied: _Optional[bool] = ..., refusal: _Optional[str] = ..., fronts: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., audit_seq: _Optional[int] = ..., audit_hash: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ImportRequest(_message.Message):
     __slots__ = ("change", "source", "metadata_json")

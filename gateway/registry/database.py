@@ -155,7 +155,7 @@ def verify_database(database: Database, expect: str | None = None) -> Verdict:
 
     Args:
         database: The registry.
-        expect: A head hash kept elsewhere; the log must hold it.
+        expect: A hash kept elsewhere, or how it begins; the log must hold it.
     """
     with database.read() as connection:
         log = "SELECT seq, body, CAST(hash AS BLOB) FROM audit ORDER BY seq"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 
+from gateway.supervision.children import module
 from workers.spec import LOAD_ORDER, LOAD_REPORT, LoadOrder, LoadReport
 
 
@@ -17,9 +17,7 @@ async def canary(order: LoadOrder, timeout_s: float) -> LoadReport:
         Its report; a crash, a time-out or nonsense is an error in the report.
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "workers.check",
+        *module("workers.check"),
         "--parent",
         str(os.getpid()),
         stdin=asyncio.subprocess.PIPE,

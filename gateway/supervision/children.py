@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,15 @@ _ALLOCATOR = {
 """glibc's allocator keeps up to 128 MiB that were freed, instead of giving every large
 message back to the kernel and having the next one's pages cleared and mapped anew:
 twice the rate of 600 KB images. What the environment says wins (mallopt(3))."""
+
+
+def module(name: str) -> list[str]:
+    """Return the command that runs a module of ours.
+
+    ``-P``: code is not taken from the current folder, which is just where somebody
+    happened to be, and may hold a folder by the name of one of our packages.
+    """
+    return [sys.executable, "-P", "-m", name]
 
 
 def next_backoff_s(

@@ -133,7 +133,7 @@ def test_a_client_may_ask_for_a_version_or_an_alias(served: Served) -> None:
     served.admin.set_alias(served.change(), "candidate", 0)
     with pytest.raises(grpc.RpcError) as caught:
         served.said("candidate")
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert "champion" in str(caught.value.details())
 
 
@@ -291,24 +291,34 @@ def test_who_imported_a_version_cannot_approve_it(served: Served) -> None:
 def test_the_command_line_shows_and_verifies_the_audit_log(served: Served) -> None:
     served.set({1: 1.0})
 
-    def baton(*arguments: str) -> Any:
-        done = subprocess.run(
+    def run(*arguments: str) -> Any:
+        return subprocess.run(
             [sys.executable, "-m", "gateway", *arguments, "--json"],
             capture_output=True,
-            env={**os.environ, "BATON_ADMIN": served.address},
+            env={**os.environ, "BATON_ADMIN_ADDRESS": served.address},
             timeout=60,
             check=False,
         )
+
+    def baton(*arguments: str) -> Any:
+        done = run(*arguments)
         assert done.returncode == 0, done.stderr.decode()
         return json.loads(done.stdout)
 
     shown = baton("audit", "show", MODEL)
     assert shown[0]["action"] == "set_traffic"
     assert shown[0]["reason"] == "test"
-    verdict = baton("audit", "verify", "--state-dir", str(served.state))
+    verify = ("audit", "verify", "--state-dir", str(served.state))
+    verdict = baton(*verify)
     assert verdict["ok"]
     assert verdict["entries"] >= len(shown)
-    baton("traffic", "split", MODEL, "1=25%", "2=75%", "--reason", "ramp")
+    changed = baton("traffic", "split", MODEL, "1=25%", "2=75%", "--reason", "ramp")
+    assert changed["model"] == MODEL
+    noted = changed["audit"]["hash"]
+    assert baton(*verify, "--expect", noted[:12])["ok"]
+    assert run(*verify, "--expect", noted[:11]).returncode == 2
+    assert run(*verify, "--expect", "0" * 12).returncode == 1
+    assert run("audit", "verify", "--state-dir", "/nowhere").returncode == 3
     _as_drawn(served.drawn(400), {1: 0.25, 2: 0.75})
     baton("traffic", "rollback", MODEL, "--reason", "no")
     assert served.drawn(20) == {1: 20}

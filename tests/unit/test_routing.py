@@ -22,7 +22,7 @@ from gateway.catalogue import (
     State,
     VersionEntry,
 )
-from gateway.errors import InvalidRequest, NotReady, UnknownModel
+from gateway.errors import NotReady, UnknownModel
 from gateway.protocol.inference_pb2 import InferParameter, ModelInferRequest
 from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
@@ -237,7 +237,9 @@ def test_versions_and_aliases_are_asked_for_by_name() -> None:
     assert find("m", "next").version == 3
     with pytest.raises(UnknownModel, match="version 9"):
         find("m", "old")
-    with pytest.raises(InvalidRequest, match=r"an alias \(next, old\)"):
+    with pytest.raises(
+        UnknownModel, match=r"no alias 'other' \(there are: next, old\)"
+    ):
         find("m", "other")
     exchange = service.infer.begin(UnaryExchange, request("next"), 0, Call())
     assert exchange.plan.entry.version == 3
