@@ -32,8 +32,9 @@ class Tensor(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What one version answered to one request. The primary and every shadow have
-    one each, with the same id.
+    """What one version answered to one request.
+
+    The primary and every shadow have one each, with the same id.
 
     Attributes:
         id: 16 bytes, a UUIDv7 (RFC 9562).
@@ -212,7 +213,7 @@ class Stored(NamedTuple):
     """An event that the log has.
 
     Attributes:
-        offset: From 0 on, without gaps in the embedded log.
+        offset: Grows within a partition; gaps are what was lost, expired or compacted.
         arrived_ms: When the log took it in; see the module.
         event: As it was appended.
     """
