@@ -68,18 +68,16 @@ class EmbeddedLog:
         while self._waiting:
             batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
             rows = [(one.place, one.events) for one in batch]
-            failure: BaseException | None = None
+            failure: LogUnavailable | None = LogUnavailable("the event log failed")
             try:
                 await self.run(partial(self.file.append, rows))
-            except Exception as error:
+                failure = None
+            except LogUnavailable as error:
                 failure = error
-            for one in batch:
-                if one.done.done():
-                    continue
-                if failure is None:
-                    one.done.set_result(None)
-                else:
-                    one.done.set_exception(failure)
+            finally:
+                for one in batch:
+                    if not one.done.done():
+                        _settle(one.done, failure)
             self.grown.set()
         self._writer = None
 
@@ -104,6 +102,13 @@ class EmbeddedLog:
             await self._writer
         await self.run(self.file.close)
         self._thread.shutdown()
+
+
+def _settle(done: asyncio.Future[None], failure: LogUnavailable | None) -> None:
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)
 
 
 class _Append(NamedTuple):
