@@ -143,16 +143,23 @@ class Learner:
         self.traffic = traffic
         self.changed = True
 
-    def reward(self, item: Reward) -> bool:
-        """Note what came of a decision.
+    def reward(self, items: Sequence[Reward]) -> int:
+        """Note what came of decisions.
 
         Returns:
-            Whether it counts: its arm is still one, and was drawn.
+            How many count: their arms are still some, and were drawn.
 
         Raises:
-            InvalidRequest: A value is out of range.
+            InvalidRequest: Says which value of which one is out of range; none counts.
         """
-        self.check(item)
+        for place, item in enumerate(items):
+            try:
+                _check(item)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"item {place}: {error.message}") from None
+        return sum([self._note(item) for item in items])
+
+    def _note(self, item: Reward) -> bool:
         if item.policy == RULE:
             return False
         policy, context = self.traffic.policy, ""
@@ -163,32 +170,6 @@ class Learner:
             self._rewards.append(item)
             self.changed = True
         return counts
-
-    def check(self, item: Reward) -> None:
-        """Refuse what cannot have come of a decision.
-
-        Raises:
-            InvalidRequest: Says which value is out of range.
-        """
-        if not 0 <= item.reward <= 1:
-            raise InvalidRequest(
-                f"reward {item.reward:g}: a number between 0 and 1; scale it"
-            )
-        if not MIN_PROPENSITY <= item.propensity <= 1:
-            raise InvalidRequest(
-                f"propensity {item.propensity:g}: give the one recorded with the "
-                f"decision, {MIN_PROPENSITY:g} to 1"
-            )
-        if not 0 <= item.time < MAX_TIME_S:
-            raise InvalidRequest(
-                f"time {item.time:g}: give the decision's, in seconds since 1970"
-            )
-        if len(item.segments) > MAX_SEGMENTS:
-            raise InvalidRequest(f"segments: a table has at most {MAX_SEGMENTS}")
-        if any(len(value) > MAX_VALUE for value in item.segments):
-            raise InvalidRequest(
-                f"segments: a value has at most {MAX_VALUE} characters"
-            )
 
     def note_assigned(self, now_s: float, counts: Mapping[int, int]) -> None:
         """Note how many requests each arm has got so far, by version."""
@@ -272,3 +253,24 @@ class Learner:
                 }
             )
         return {"snapshot": weights.snapshot if weights else 0, "arms": arms}
+
+
+def _check(item: Reward) -> None:
+    """Refuse what cannot have come of a decision."""
+    if not 0 <= item.reward <= 1:
+        raise InvalidRequest(
+            f"reward {item.reward:g}: a number between 0 and 1; scale it"
+        )
+    if not MIN_PROPENSITY <= item.propensity <= 1:
+        raise InvalidRequest(
+            f"propensity {item.propensity:g}: give the one recorded with the "
+            f"decision, {MIN_PROPENSITY:g} to 1"
+        )
+    if not 0 <= item.time < MAX_TIME_S:
+        raise InvalidRequest(
+            f"time {item.time:g}: give the decision's, in seconds since 1970"
+        )
+    if len(item.segments) > MAX_SEGMENTS:
+        raise InvalidRequest(f"segments: a table has at most {MAX_SEGMENTS}")
+    if any(len(value) > MAX_VALUE for value in item.segments):
+        raise InvalidRequest(f"segments: a value has at most {MAX_VALUE} characters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -190,25 +190,18 @@ class TrafficControl:
 
     # -- learning ---------------------------------------------------------------
 
-    def reward(self, model: str, items: Iterable[Reward]) -> tuple[int, int]:
+    def reward(self, model: str, items: Sequence[Reward]) -> tuple[int, int]:
         """Note what came of decisions.
 
         Returns:
-            How many counted, and how many did not: their arm is none any more.
+            How many counted, and how many did not; see `Learner.reward`.
 
         Raises:
             UnknownModel: The model has no traffic.
             InvalidRequest: A value is out of range; none counted.
         """
-        learner = self._learner(model)
-        items = list(items)
-        for place, item in enumerate(items):
-            try:
-                learner.check(item)
-            except InvalidRequest as error:
-                raise InvalidRequest(f"item {place}: {error.message}") from None
-        counted = [learner.reward(item) for item in items]
-        return sum(counted), len(counted) - sum(counted)
+        taken = self._learner(model).reward(items)
+        return taken, len(items) - taken
 
     def names(self) -> list[str]:
         """Return all models, sorted."""

@@ -1,1 +1,1 @@
-"""Ground truth: the event log, labels, and the join of labels to predictions."""
+"""Ground truth: the event log that predictions and labels are to go through."""

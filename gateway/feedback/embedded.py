@@ -6,6 +6,7 @@ Appends that come while one is written share the next transaction.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +21,7 @@ from gateway.feedback.log import (
     OnRevoked,
     Place,
 )
-from gateway.feedback.log_file import LogFile
+from gateway.feedback.log_file import LogFile, is_damage
 from gateway.feedback.types import Event, Stored
 from gateway.logs import get_logger
 
@@ -48,8 +49,22 @@ class EmbeddedLog:
         self._writer: asyncio.Task[None] | None = None
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Return what `work` returns, from the thread that the file belongs to."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Return what `work` returns, from the thread that the file belongs to.
+
+        Raises:
+            LogUnavailable: SQLite refused. A file that turns out to be damaged is
+                recovered first, so that trying again helps.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, work)
+        except sqlite3.Error as error:
+            if is_damage(error):
+                await loop.run_in_executor(self._thread, self.file.recover)
+            raise LogUnavailable(
+                f"the event log cannot be used: {error}; free space in state_dir or "
+                "make it writable"
+            ) from error
 
     async def append(self, topic: str, partition: int, events: Sequence[Event]) -> None:
         """Add events; see `gateway.feedback.log.EventLog`."""
@@ -68,16 +83,21 @@ class EmbeddedLog:
         while self._waiting:
             batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
             rows = [(one.place, one.events) for one in batch]
-            failure: LogUnavailable | None = LogUnavailable("the event log failed")
+            failure: LogUnavailable | None = None
             try:
                 await self.run(partial(self.file.append, rows))
-                failure = None
             except LogUnavailable as error:
                 failure = error
-            finally:
-                for one in batch:
-                    if not one.done.done():
-                        _settle(one.done, failure)
+            except Exception:  # the edge: those who wait must hear of it
+                _log.exception("append_failed")
+                failure = LogUnavailable("the event log failed; its log says why")
+            for one in batch:
+                if one.done.done():
+                    continue  # who waited went away
+                if failure is None:
+                    one.done.set_result(None)
+                else:
+                    one.done.set_exception(failure)
             self.grown.set()
         self._writer = None
 
@@ -102,13 +122,6 @@ class EmbeddedLog:
             await self._writer
         await self.run(self.file.close)
         self._thread.shutdown()
-
-
-def _settle(done: asyncio.Future[None], failure: LogUnavailable | None) -> None:
-    if failure is None:
-        done.set_result(None)
-    else:
-        done.set_exception(failure)
 
 
 class _Append(NamedTuple):
@@ -159,16 +172,17 @@ class EmbeddedConsumer:
         return found
 
     async def _read(self, most: int) -> list[Stored]:
+        ends = self._log.file.ends()
         behind = [place for place, lag in self.lag().items() if lag]
         each = max(1, most // max(1, len(behind)))
         found: list[Stored] = []
+        following: dict[Place, int] = {}
         for place in behind:
             events = await self._log.read(*place, self._following[place], each)
-            # None are left where all that follows is damaged or was dropped.
-            self._following[place] = (
-                events[-1].offset + 1 if events else self._log.file.ends()[place]
-            )
+            # None are left where all up to that end is damaged or was dropped.
+            following[place] = events[-1].offset + 1 if events else ends[place]
             found += events
+        self._following |= following  # all of them or, if reading failed, none
         return found
 
     async def commit(self, following: Mapping[Place, int]) -> None:

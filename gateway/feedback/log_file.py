@@ -7,18 +7,15 @@ into a new one.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.feedback.log import (
-    TOPICS,
-    Extent,
-    LogUnavailable,
-    Place,
-)
+from gateway.feedback.log import TOPICS, Extent, LogUnavailable, Place
 from gateway.feedback.log_rows import (
     MOST,
     SELECT,
@@ -68,7 +65,7 @@ _EXPIRE = """
 _STEPS = 20
 """Part of the time that the log spans by which it shrinks when it is too large."""
 _CHUNK = 1000
-"""Rows that retention and recovery handle at a time."""
+"""Rows of a partition that retention drops at a time."""
 
 
 class Limits(NamedTuple):
@@ -98,6 +95,8 @@ class Recovered(NamedTuple):
 class LogFile:
     """The file. Calls block on the disk; one thread at a time.
 
+    All may raise `sqlite3.Error`; `is_damage` says whether `recover` is the way out.
+
     Args:
         path: Of the file; its folder must be there.
         partitions: Of every topic; has to be what it was made with.
@@ -125,10 +124,11 @@ class LogFile:
         try:
             self._db = self._open()
         except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise LogUnavailable(f"the event log {path.name}: {error}") from error
-            self._db = self._recover()
-        self._know_ends()
+            self._recover()
+        else:
+            self._know_ends()
 
     def _know_ends(self) -> None:
         self._ends: dict[int, int] = {}
@@ -150,7 +150,7 @@ class LogFile:
                 at += 1
             ends[slot] = at
         marks = [(slot, ends[slot], last_ms[slot]) for slot in ends]
-        with self._transaction():
+        with _transaction(self._db):
             self._db.executemany(_INSERT, rows)
             self._db.executemany("INSERT OR REPLACE INTO ends VALUES (?, ?, ?)", marks)
         self._ends, self._last_ms = ends, last_ms
@@ -161,15 +161,7 @@ class LogFile:
         found: list[Stored] = []
         while len(found) < most:
             asked = (first + offset, first + MOST, most - len(found))
-            try:
-                rows = self._db.execute(SELECT, asked).fetchall()
-            except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
-                    raise LogUnavailable(f"the event log: {error}") from error
-                self._db.close()
-                self._db = self._recover()
-                self._know_ends()
-                continue
+            rows = self._db.execute(SELECT, asked).fetchall()
             for row in rows:
                 stored = stored_from(place, row, first)
                 if stored is None:
@@ -214,7 +206,7 @@ class LogFile:
     def commit(self, group: str, following: Mapping[Place, int]) -> None:
         """Remember a group's next offsets."""
         rows = [(group, self._slot(place), at) for place, at in following.items()]
-        with self._transaction():
+        with _transaction(self._db):
             self._db.executemany(
                 "INSERT OR REPLACE INTO commits VALUES (?, ?, ?)", rows
             )
@@ -236,13 +228,13 @@ class LogFile:
         """
         now = self._now_ms()
         before = now - limits.age_ms
-        if self._used() > limits.nbytes:
+        if self.nbytes() > limits.nbytes:
             # What is oldest goes in every topic alike: labels are worth nothing without
             # the predictions of their time.
             oldest = min(self._oldest_ms(slot) or now for slot in self._ends)
             before = max(before, oldest + max(1, (now - oldest) // _STEPS))
         dropped = 0
-        with self._transaction():
+        with _transaction(self._db):
             for slot in self._ends:
                 first = slot << SHIFT
                 asked = (first, first + MOST, before, _CHUNK)
@@ -252,7 +244,10 @@ class LogFile:
 
     def nbytes(self) -> int:
         """Return the bytes that events take, without what is free again."""
-        return self._used()
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+        (size,) = self._db.execute("PRAGMA page_size").fetchone()
+        return int((pages - free) * size)
 
     def close(self) -> None:
         """Close the file."""
@@ -260,10 +255,11 @@ class LogFile:
 
     # -- the file ---------------------------------------------------------------
 
-    def _open(self) -> sqlite3.Connection:
-        new = not self._path.exists()
-        unclean = Path(f"{self._path}-wal").exists()  # closing takes it away
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+    def _open(self, path: Path | None = None) -> sqlite3.Connection:
+        path = path or self._path
+        new = not path.exists()
+        unclean = _beside(path, "-wal").exists()  # closing takes it away
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             if new:
                 for statement in (*_SETTINGS, "VACUUM"):
@@ -272,11 +268,10 @@ class LogFile:
             db.execute("PRAGMA synchronous = FULL")
             (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             if not tables:
-                db.execute("BEGIN IMMEDIATE")
-                for statement in _TABLES:
-                    db.execute(statement)
-                db.execute("INSERT INTO layout VALUES (?)", (self.partitions,))
-                db.execute("COMMIT")
+                with _transaction(db):
+                    for statement in _TABLES:
+                        db.execute(statement)
+                    db.execute("INSERT INTO layout VALUES (?)", (self.partitions,))
             self._check(db, unclean=unclean)
         except BaseException:
             db.close()
@@ -303,76 +298,69 @@ class LogFile:
                 "state_dir/log"
             )
 
-    def _recover(self) -> sqlite3.Connection:
-        """Set the file aside and copy what can be read of it."""
+    def recover(self) -> None:
+        """Set the file aside and go on with what can be read of it.
+
+        The new file takes the place of the old one in one step, once it is whole.
+        """
+        self._db.close()
+        self._recover()
+
+    def _recover(self) -> None:
+        new = self._path.with_suffix(".recovered")
+        for suffix in ("", "-wal", "-shm"):
+            _beside(new, suffix).unlink(missing_ok=True)
+        db = self._open(new)
+        events = self._copy_into(db)
+        db.close()
         aside = self._path.with_suffix(f".damaged-{self._now_ms()}")
-        self._path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            beside = Path(f"{self._path}{suffix}")
-            if beside.exists():
-                beside.rename(f"{aside}{suffix}")
-        db = self._open()
-        events = 0
-        ends: dict[int, tuple[int, int]] = {}
-        for row in salvaged(aside, len(TOPICS) * self.partitions):
-            if not is_whole(row):
-                continue
-            slot, offset = row[0] >> SHIFT, row[0] & (MOST - 1)
-            db.execute(_INSERT, row)
-            ends[slot] = offset + 1, row[1]
-            events += 1
-        for slot, (following, arrived_ms) in ends.items():
-            db.execute(
-                "INSERT INTO ends VALUES (?, ?, ?)", (slot, following, arrived_ms)
-            )
+        os.link(self._path, aside)
+        for suffix in ("-wal", "-shm"):  # of the old file: no part of the new one
+            _beside(self._path, suffix).unlink(missing_ok=True)
+        new.replace(self._path)
         self.recovered = Recovered(aside, events)
         _log.error("event_log_was_damaged", kept_at=str(aside), recovered=events)
-        return db
+        self._db = self._open()
+        self._know_ends()
 
-    def _used(self) -> int:
-        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
-        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
-        (size,) = self._db.execute("PRAGMA page_size").fetchone()
-        return int((pages - free) * size)
+    def _copy_into(self, db: sqlite3.Connection) -> int:
+        """Copy the events that are whole, in one transaction; return how many."""
+        ends: dict[int, tuple[int, int]] = {}
+        events = 0
+        with _transaction(db):
+            for row in salvaged(self._path, len(TOPICS) * self.partitions):
+                if not is_whole(row):
+                    continue
+                slot, offset = row[0] >> SHIFT, row[0] & (MOST - 1)
+                db.execute(_INSERT, row)
+                ends[slot] = offset + 1, row[1]
+                events += 1
+            marks = [(slot, *mark) for slot, mark in ends.items()]
+            db.executemany("INSERT INTO ends VALUES (?, ?, ?)", marks)
+        return events
 
     def _slot(self, place: Place) -> int:
         return TOPICS.index(place.topic) * self.partitions + place.partition
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
-class _Transaction:
-    """All or nothing, and errors that say what to do."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            raise LogUnavailable(f"the event log: {error}") from error
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        failed = error
-        if failed is None:
-            try:
-                self._db.execute("COMMIT")
-            except sqlite3.Error as refused:
-                failed = refused
-        if failed is None:
-            return
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-        if isinstance(failed, sqlite3.Error):
-            raise LogUnavailable(
-                f"the event log cannot be written: {failed}; free space in state_dir "
-                "or make it writable"
-            ) from failed
+def _beside(path: Path, suffix: str) -> Path:
+    return Path(f"{path}{suffix}")
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
+def is_damage(error: sqlite3.Error) -> bool:
     """Tell a damaged file from a disk that is full or a file that is locked."""
     if isinstance(error, sqlite3.OperationalError):
         return False

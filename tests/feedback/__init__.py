@@ -1,1 +1,1 @@
-"""Ground truth: the event log, labels and the join."""
+"""The event log."""

@@ -18,7 +18,7 @@ from gateway.feedback.embedded import EmbeddedLog
 from gateway.feedback.log import LABELS, PREDICTIONS, LogUnavailable, Place
 from gateway.feedback.log_file import Limits, LogFile
 from gateway.feedback.log_rows import row_of, stored_from
-from gateway.feedback.types import Event
+from gateway.feedback.types import Event, Stored
 
 PLACE = Place(LABELS, 1)
 EVENTS = st.builds(
@@ -281,6 +281,73 @@ async def test_a_consumer_waits_reads_on_and_begins_where_it_is_told(
     found = await again.poll(100, 1.0)
     assert [s.event.value for s in found if s.topic == LABELS] == [b"4"]
     await again.stop()
+    await log.close()
+
+
+async def test_damage_that_is_met_later_is_set_aside_too(tmp_path: Path) -> None:
+    """A file that was closed cleanly is not checked as a whole when it is opened."""
+    log = EmbeddedLog(_file(tmp_path))
+    await log.append(
+        *PLACE, [Event(b"key", b"%d" % n + bytes(500)) for n in range(300)]
+    )
+    await log.close()
+    path = tmp_path / "log.sqlite"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 // 4096 * 4096)
+        file.write(os.urandom(4096))
+    log = EmbeddedLog(_file(tmp_path))
+    with pytest.raises(LogUnavailable):
+        await log.read(*PLACE, 0, 999)
+    found = await log.read(*PLACE, 0, 999)
+    assert 0 < len(found) < 300
+    for stored in found:
+        assert stored.event.value == b"%d" % stored.offset + bytes(500)
+    assert log.file.recovered is not None
+    assert log.file.recovered.aside.exists()
+    await log.append(*PLACE, [Event(b"key", b"goes on")])
+    assert (await log.read(*PLACE, 0, 999))[-1].event.value == b"goes on"
+    await log.close()
+
+
+async def test_a_poll_that_fails_gives_nothing_away(tmp_path: Path) -> None:
+    """What was read of one partition before another failed is read again."""
+    log = EmbeddedLog(_file(tmp_path))
+    other = Place(LABELS, 2)
+    for place in (PLACE, other):
+        await log.append(*place, [Event(b"", b"1")])
+    consumer = log.consumer("join")
+
+    async def assigned(_: object) -> dict[Place, int]:
+        return {}
+
+    async def revoked(_: object) -> None:
+        return
+
+    await consumer.start(assigned, revoked)
+    read = log.file.read
+
+    def failing(place: Place, offset: int, most: int) -> list[Stored]:
+        if place == other:
+            raise sqlite3.OperationalError("disk I/O error")
+        return read(place, offset, most)
+
+    log.file.read = failing  # type: ignore[method-assign]
+    with pytest.raises(LogUnavailable, match="disk I/O error"):
+        await consumer.poll(10, 1.0)
+    log.file.read = read  # type: ignore[method-assign]
+    assert len(await consumer.poll(10, 1.0)) == 2
+    await log.close()
+
+
+async def test_whoever_waits_hears_of_what_nobody_foresaw(tmp_path: Path) -> None:
+    log = EmbeddedLog(_file(tmp_path))
+    wrong = Event(b"", 7)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        await log.append(*PLACE, [wrong])
+    with pytest.raises(LogUnavailable, match="its log says why"):
+        await log.append(*PLACE, [Event(7, b"")])  # type: ignore[arg-type]
+    await log.append(*PLACE, [Event(b"", b"goes on")])
+    assert len(await log.read(*PLACE, 0, 9)) == 1
     await log.close()
 
 

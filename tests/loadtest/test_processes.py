@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from loadtest.processes import (
     free_ports,
     running,
 )
+from tests.gateway_process import wait_for
 
 FORGETFUL = (
     "import subprocess, sys, signal, time;"
@@ -31,23 +31,17 @@ FORGETFUL = (
 
 
 def wait_for_text(path: Path) -> str:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        if text := path.read_text() if path.exists() else "":
-            return text
-        time.sleep(0.01)
-    raise AssertionError(f"nothing in {path}")
+    return str(wait_for(lambda: path.exists() and path.read_text()))
 
 
 def wait_gone(pid: int) -> None:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        if not psutil.pid_exists(pid):
-            return
-        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"process {pid} is still there")
+    def gone() -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_for(gone)
 
 
 def test_a_server_is_awaited_and_stopped(tmp_path: Path) -> None:
@@ -114,9 +108,7 @@ def test_a_tethered_process_ends_with_its_killed_parent(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     child = int(wait_for_text(out))
-    end = time.monotonic() + 20
-    while psutil.Process(child).name() != "sleep" and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_for(lambda: psutil.Process(child).name() == "sleep")
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     wait_gone(child)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
@@ -259,9 +258,6 @@ def test_an_mlflow_uri_that_is_wrong_is_refused(store: ArtefactStore, uri: str) 
         taken(uri, store)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed"
-)
 @pytest.mark.filterwarnings("ignore")
 def test_a_version_of_an_mlflow_registry_is_fetched_with_its_run(
     tmp_path: Path,

@@ -52,37 +52,36 @@ def test_what_cannot_have_come_of_a_decision_is_refused(
 ) -> None:
     learner = Learner(TABLE)
     before = learner.describe()
-    with pytest.raises(InvalidRequest, match=named):
-        learner.reward(reward(**changes))
+    with pytest.raises(InvalidRequest, match=f"item 1: {named}"):
+        learner.reward([reward(), reward(**changes)])
     assert learner.describe() == before
 
 
 def test_what_a_rule_chose_teaches_nothing() -> None:
     """Its propensity is 1 whatever the policy would have done: no such log is fair."""
     learner = Learner(TABLE)
-    assert not learner.reward(reward(policy="rule", propensity=1.0))
+    assert not learner.reward([reward(policy="rule", propensity=1.0)])
     with pytest.raises(Unanswerable, match="no rewards"):
         learner.estimate({7: 1.0})
     assert learner.describe()["arms"][1]["rewards"] == 0
-    assert learner.reward(reward(policy="thompson"))
+    assert learner.reward([reward(policy="thompson")]) == 1
     assert learner.describe()["arms"][1]["rewards"] == 1
 
 
 def test_a_version_that_is_no_arm_teaches_nothing() -> None:
-    assert not Learner(TABLE).reward(reward(version=9))
+    assert not Learner(TABLE).reward([reward(version=9)])
 
 
 def test_segments_of_an_older_table_teach_of_the_arm_alone() -> None:
     learner = Learner(TABLE)
-    assert learner.reward(reward(segments=("se", "web")))
+    assert learner.reward([reward(segments=("se", "web"))])
     assert not learner.state.learnt.contexts
-    assert learner.reward(reward(segments=("se",)))
+    assert learner.reward([reward(segments=("se",))])
     assert learner.state.learnt.contexts
 
 
 def test_an_arm_that_was_not_tried_goes_by_its_version() -> None:
     learner = Learner(TABLE)
-    for _ in range(200):
-        learner.reward(reward())
+    learner.reward([reward()] * 200)
     with pytest.raises(Unanswerable, match="version 2 was never chosen, so"):
         learner.estimate({2: 1.0})
