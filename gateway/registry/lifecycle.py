@@ -272,6 +272,13 @@ class Lifecycle:
         version: int,
         artefact: Artefact,
     ) -> None:
+        recorded = definition.digests.get(version, artefact.digest)
+        if artefact.digest != recorded:
+            raise LoadFailed(
+                f"its bytes changed since it was imported: they have digest "
+                f"{artefact.digest[:12]}, and {recorded[:12]} is on record; import the "
+                "same file again, which puts them back, or let another version answer"
+            )
         current = record.versions[version]
         unchanged = (
             current.entry.state == State.READY

@@ -29,6 +29,8 @@ MAX_PRIORITY_LEVELS = 256
 _THREADS = "intra_op_thread_count"
 SHADOWS = "shadow_versions"
 """Parameter that the registry writes: versions that run in the shadows' pool."""
+DIGESTS = "artefact_digests"
+"""Parameter that the registry writes: what the bytes of each version must be."""
 _MAX_UINT32 = (1 << 32) - 1
 _SOURCES: dict[str, Literal["zero", "random", "file"]] = {
     "zero_data": "zero",
@@ -299,7 +301,7 @@ def _ignored(config: ModelConfig) -> Iterator[tuple[str, bool]]:
     for field in ("cc_model_filenames", "metric_tags", "runtime"):
         yield field, bool(getattr(config, field))
     for parameter in sorted(config.parameters):
-        yield f"parameter '{parameter}'", parameter not in {_THREADS, SHADOWS}
+        yield f"parameter '{parameter}'", parameter not in {_THREADS, SHADOWS, DIGESTS}
 
 
 def _declared(

@@ -7,14 +7,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from gateway.config import AdmissionConfig, BatchingConfig
 from gateway.errors import InvalidRequest, LoadFailed, UnknownModel, unknown_model
 from gateway.protocol.model_config_pb2 import ModelConfig
 from gateway.registry.config_text import parse_json, parse_pbtxt, refused
-from gateway.registry.model_config import SHADOWS, ModelSettings, derive_settings
+from gateway.registry.model_config import (
+    DIGESTS,
+    SHADOWS,
+    ModelSettings,
+    derive_settings,
+)
 from gateway.traffic.table import MODEL_TRAFFIC, ModelTraffic
 
 DEFAULT_FILE = "model.onnx"
@@ -49,6 +55,7 @@ class ModelDefinition:
         declared_config: Its configuration as written; ``None`` if it has none.
         notes: Worth a log line: what was ignored, and why.
         shadows: Versions whose answers nobody gets.
+        digests: Of the artefacts that versions must be, where that is on record.
     """
 
     name: str
@@ -57,6 +64,7 @@ class ModelDefinition:
     declared_config: ModelConfig | None
     notes: tuple[str, ...]
     shadows: frozenset[int] = frozenset()
+    digests: Mapping[int, str] = field(default_factory=dict)
 
 
 class Repository:
@@ -137,8 +145,15 @@ class Repository:
             raise UnknownModel(
                 "; ".join((f"'{name}' has no available versions", *notes, *way_out))
             )
-        shadows = _shadows(name, config or ModelConfig())
-        return ModelDefinition(name, versions, settings, config, notes, shadows)
+        return ModelDefinition(
+            name,
+            versions,
+            settings,
+            config,
+            notes,
+            _shadows(name, config or ModelConfig()),
+            _digests(name, config or ModelConfig()),
+        )
 
 
 def tables(registered: Path) -> dict[str, ModelTraffic]:
@@ -217,6 +232,19 @@ def _shadows(name: str, config: ModelConfig) -> frozenset[int]:
     except ValueError:
         raise refused(
             name, f"parameter {SHADOWS} {text!r} must be as in '2,3'"
+        ) from None
+
+
+def _digests(name: str, config: ModelConfig) -> dict[int, str]:
+    if DIGESTS not in config.parameters:
+        return {}
+    text = config.parameters[DIGESTS].string_value
+    pairs = (pair.partition("=") for pair in text.split(",") if pair)
+    try:
+        return {int(number): digest for number, _, digest in pairs}
+    except ValueError:
+        raise refused(
+            name, f"parameter {DIGESTS} {text[:200]!r} must be as in '1=DIGEST'"
         ) from None
 
 

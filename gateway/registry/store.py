@@ -83,7 +83,7 @@ class ArtefactStore:
                         f"{source.name}: changed while it was copied; load it again"
                     )
                 digest = _digest(files)
-                self._keep(folder, digest)
+                self._keep(folder, digest, files)
             finally:
                 _remove(folder)
         except OSError as error:
@@ -109,14 +109,18 @@ class ArtefactStore:
                 artefact.rename(doomed)
                 _remove(doomed)
 
-    def _keep(self, folder: Path, digest: str) -> None:
-        """Give a complete folder its name, unless the name is taken: same bytes."""
+    def _keep(self, folder: Path, digest: str, files: dict[str, str]) -> None:
+        """Give a complete folder its name, unless it is there, and still is that."""
         for parent, _, names in os.walk(folder, topdown=False):
             for name in names:
                 os.chmod(os.path.join(parent, name), 0o444)
             os.chmod(parent, 0o555)  # noqa: S103 - workers may run as another user
             sync_folder(parent)
         target = self.folder(digest)
+        if target.is_dir() and not _holds(target, files):
+            doomed = target.with_name(f".old-{digest}")
+            target.rename(doomed)
+            _remove(doomed)
         try:
             folder.rename(target)
         except OSError:
@@ -148,6 +152,18 @@ def _copy_one(opened: int, folder: Path, name: str) -> str:
             copy.flush()
             os.fsync(copy.fileno())
     return digest.hexdigest()
+
+
+def _holds(folder: Path, files: dict[str, str]) -> bool:
+    """Return whether a folder has these files, by their SHA-256."""
+    try:
+        for name, digest in files.items():
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return False
+    except OSError:
+        return False
+    return True
 
 
 def _digest(files: dict[str, str]) -> str:

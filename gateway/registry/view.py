@@ -19,7 +19,7 @@ from google.protobuf import text_format
 from gateway.errors import LoadFailed
 from gateway.protocol.model_config_pb2 import ModelConfig
 from gateway.registry.decisions import wanted
-from gateway.registry.model_config import SHADOWS
+from gateway.registry.model_config import DIGESTS, SHADOWS
 from gateway.registry.records import Model
 from gateway.registry.repository import TRAFFIC
 from gateway.registry.store import ArtefactStore, sync_folder
@@ -153,6 +153,7 @@ def config_of(
 ) -> bytes:
     """Return a model's ``config.pbtxt``: the champion's, with the versions to load.
 
+    It says what their bytes must be, so that no others are loaded in their place.
     Without arms it is that of the highest version.
     """
     champion = model.traffic.champion
@@ -161,6 +162,8 @@ def config_of(
     text_format.Parse(model.versions[leading].config, config)
     config.name = model.name
     config.version_policy.specific.versions.extend(versions)
+    digests = (f"{version}={model.versions[version].digest}" for version in versions)
+    config.parameters[DIGESTS].string_value = ",".join(digests)
     if shadows:
         config.parameters[SHADOWS].string_value = ",".join(map(str, shadows))
     return text_format.MessageToString(config).encode()

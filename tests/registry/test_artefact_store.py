@@ -92,6 +92,23 @@ def test_the_same_bytes_are_one_artefact_and_other_bytes_another(
     assert contents(root) == sorted([first.digest, second.digest])
 
 
+def test_an_artefact_that_was_spoilt_is_put_back(
+    store: ArtefactStore, root: Path, source: Path
+) -> None:
+    artefact = store.take_in(source)
+    weights = artefact.path.parent / "sub" / "w.bin"
+    for spoilt in (bytes(200), None):
+        weights.parent.chmod(0o755)
+        weights.chmod(0o644)
+        if spoilt is None:
+            weights.unlink()
+        else:
+            weights.write_bytes(spoilt)
+        assert store.take_in(source) == artefact
+        assert weights.read_bytes() == bytes(range(200))
+        assert contents(root) == [artefact.digest]
+
+
 def test_an_artefact_outlives_its_source_and_the_process(
     store: ArtefactStore, root: Path, source: Path
 ) -> None:
