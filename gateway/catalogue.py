@@ -26,6 +26,12 @@ UNLOADED = "unloaded"
 """Reason of a version that somebody took out of service."""
 
 
+_KEPT = (
+    "of a registered model, arms, shadows and versions with an alias are loaded, and "
+    "the arms before them; `baton models alias` has another one loaded"
+)
+
+
 class NoVersions(NotReady):
     """The model is known, but none of its versions is meant to serve."""
 
@@ -174,8 +180,9 @@ class Catalogue:
 
         Args:
             model: Name as the client wrote it.
-            version: Decimal integer, an alias, or empty for the champion; where no
-                arms are set, for the highest ready version that is no shadow.
+            version: Decimal integer, an alias, or empty for the champion. The alias
+                ``latest``, and an empty one where no arms are set, mean the highest
+                ready version that does not only shadow.
 
         Returns:
             The entry, in any state if it was named, ready otherwise.
@@ -196,6 +203,8 @@ class Catalogue:
         if not version:
             return _highest(entry, traffic)
         if traffic is not None and version in traffic.aliases:
+            if version == LATEST:  # never one that is still to be loaded
+                return _highest(entry, traffic)
             version = str(traffic.aliases[version])
         if not (version.isascii() and version.isdigit()) or len(version) > 18:
             if traffic is not None and traffic.aliases:
@@ -210,16 +219,13 @@ class Catalogue:
             )
         found = entry.versions.get(int(version))
         if found is None:
-            raise UnknownModel(
-                f"Request for unknown model: '{model}' version {int(version)} "
-                "is not found"
-            )
+            text = f"Request for unknown model: '{model}' version {int(version)} "
+            hint = "" if traffic is None else f"; {_KEPT}"
+            raise UnknownModel(f"{text}is not found{hint}")
         return found
 
     def serving(self, model: str, version: str) -> VersionEntry:
         """Return the version as `find` does, if it is ready.
-
-        The alias ``latest`` passes over versions that only shadow.
 
         Raises:
             NotReady: It is known and does not serve; the message says why.
@@ -228,14 +234,13 @@ class Catalogue:
         found = self.find(model, version)
         traffic = self.traffic.get(model)
         if version and traffic is not None and _only_shadows(traffic, found.version):
-            if version != LATEST:
-                raise UnknownModel(
-                    f"'{model}' version {found.version} only shadows: its answers are "
-                    "for nobody. Make it an arm, or give it an alias to ask for"
-                )
-            found = _highest(self.models[model], traffic)
+            raise UnknownModel(
+                f"'{model}' version {found.version} only shadows: its answers are "
+                "for nobody. Make it an arm, or give it an alias to ask for"
+            )
         if found.state != State.READY:
-            raise NotReady(_not_ready(model, found))
+            hint = traffic is not None and found.reason == UNLOADED
+            raise NotReady(_not_ready(model, found) + (f" ({_KEPT})" if hint else ""))
         return found
 
     def ready_versions(self, model: str) -> dict[int, VersionEntry]:
@@ -256,8 +261,11 @@ class Catalogue:
 
 def _highest(model: ModelEntry, traffic: ModelTraffic | None) -> VersionEntry:
     """Return the highest ready version; a shadow's answers are for nobody."""
-    shadows = {shadow.version for shadow in traffic.shadows} if traffic else set()
-    versions = [v for v in model.versions.values() if v.version not in shadows]
+    versions = [
+        version
+        for version in model.versions.values()
+        if traffic is None or not _only_shadows(traffic, version.version)
+    ]
     ready = [v for v in versions if v.state == State.READY]
     if ready:
         return max(ready, key=_number)

@@ -207,7 +207,7 @@ class Front:
                 answer({})
             case "weights":
                 weights = WEIGHTS.validate_python(message["weights"])
-                self.infer.reweigh(message["model"], weights)
+                self.infer.routers.reweigh(message["model"], weights)
             case "decisions":
                 answer({"decisions": self._decisions(**message["of"])})
             case "snapshot":
@@ -261,7 +261,8 @@ class Front:
                 for model, version, statistics in self.dispatcher.all_statistics()
             ],
             "rejected": dict(self.infer.rejected),
-            "arms": self.infer.arms(),
+            "arms": self.infer.routers.arms(),
+            "ruled": self.infer.routers.arms(ruled=True),
             "shadows": self._shadows.snapshot(),
             "records": {
                 "offered": self._sink.offered,

@@ -184,7 +184,7 @@ class Bench:
         if variant.traffic is not None and variant.traffic.policy.learns:
             weights = Weights(1, (0.1, 0.3, 0.2, 0.25, 0.15))
             for name in names:
-                self._infer.reweigh(name, weights)
+                self._infer.routers.reweigh(name, weights)
         users = [f"user-{number:06}" for number in range(CALLS)]
         self._calls = [_Call(user) for user in users]
         seed = random.Random(1)

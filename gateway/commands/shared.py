@@ -74,8 +74,10 @@ def report(answer: pb.ChangeResponse, as_json: bool) -> None:
                 f"{name}: revision {answer.revision}, in force in {answer.fronts} "
                 f"fronts (audit entry {answer.audit_seq}, {answer.audit_hash[:12]})"
             )
-        else:
+        elif answer.diff:
             typer.echo(f"{name}: nothing was changed (dry run)")
+        else:
+            typer.echo(f"{name}: all is so already; nothing to change")
     if answer.refusal:
         raise typer.Exit(1)
 

@@ -23,7 +23,7 @@ from gateway.traffic.offline import (
     Unanswerable,
     estimate,
 )
-from gateway.traffic.policies import Learnt, limited, refresh
+from gateway.traffic.policies import Former, Learnt, limited, refresh
 from gateway.traffic.table import (
     MAX_SEGMENTS,
     MAX_VALUE,
@@ -39,6 +39,8 @@ MIN_PROPENSITY = 1e-6
 """Below it a single decision would outweigh a million others."""
 MAX_TIME_S = 1e11
 """Milliseconds taken for seconds are above it."""
+MAX_EARLIER = 16
+"""Decisions whose last weights are kept, for a rollback."""
 MAX_REWARDS = 100_000
 """Rewards that are remembered one by one, for estimates."""
 
@@ -73,12 +75,16 @@ class State:
         weights: In force; ``None`` for the shares of the table.
         versions: Of the arms that `weights` are for.
         kind: Of the policy that made them.
+        decision: Revision in which that was decided.
+        earlier: What decisions before it ended with, oldest first.
     """
 
     learnt: Learnt = field(default_factory=Learnt)
     weights: Weights | None = None
     versions: tuple[int, ...] = ()
     kind: PolicyKind = PolicyKind.FIXED
+    decision: int = 0
+    earlier: dict[int, Former] = field(default_factory=dict)
 
 
 STATE = TypeAdapter(State)
@@ -92,14 +98,16 @@ def state_from(body: bytes) -> State:
         ValueError: It is none, or its weights are no distributions over its arms.
     """
     state: State = STATE.validate_json(body)
-    weights = state.weights
-    if weights is not None:
-        for those in (weights.weights, *weights.segments.values()):
-            total = math.fsum(those)
-            if len(those) != len(state.versions) or not (
-                min(those, default=-1) >= 0 and abs(total - 1) < _TOLERANCE
-            ):
-                raise ValueError(f"weights {those} for {len(state.versions)} arms")
+    for weights in (state.weights, *(one.weights for one in state.earlier.values())):
+        those = (weights.weights, *weights.segments.values()) if weights else ()
+        for one in those:
+            if not (min(one, default=-1) >= 0 and abs(math.fsum(one) - 1) < _TOLERANCE):
+                raise ValueError(f"weights {one} are no distribution")
+    if state.weights and any(
+        len(one) != len(state.versions)
+        for one in (state.weights.weights, *state.weights.segments.values())
+    ):
+        raise ValueError(f"weights {state.weights} for {len(state.versions)} arms")
     return state
 
 
@@ -109,35 +117,51 @@ class Learner:
     Args:
         traffic: The table in force.
         state: From an earlier process; ``None`` to begin.
+        decision: Revision in which the table was decided.
     """
 
-    def __init__(self, traffic: ModelTraffic, state: State | None = None) -> None:
+    def __init__(
+        self, traffic: ModelTraffic, state: State | None = None, decision: int = 0
+    ) -> None:
         self.state = state or State()
         self.traffic = traffic
         self.changed = False
         self._rewards: deque[Reward] = deque(maxlen=MAX_REWARDS)
         self._assigned: deque[tuple[float, Mapping[int, int]]] = deque()
         self._due = 0.0
-        self.adopt(traffic)
+        self.adopt(traffic, decision)
 
     @property
     def weights(self) -> Weights | None:
         """Weights in force; ``None`` for the shares of the table."""
         return self.state.weights if self.traffic.policy.learns else None
 
-    def adopt(self, traffic: ModelTraffic) -> None:
+    def adopt(self, traffic: ModelTraffic, decision: int = 0) -> None:
         """Take a new table: arms that stay keep what was learnt of them.
 
         Weights go on from where they are if the arms are the same and still learn, but
-        for the new limits: those hold at once, not with the next refresh.
+        for the new limits: those hold at once, not with the next refresh. A rollback
+        brings back what was known, and the weights, when its decision was given up.
+
+        Args:
+            traffic: The table.
+            decision: Revision in which it was decided; a rollback's is an earlier one.
         """
         versions = tuple(arm.version for arm in traffic.arms)
         kind = traffic.policy.kind
-        state = self.state
+        state, back = self.state, None
         if (state.versions, state.kind) != (versions, kind):
-            state.weights = None
-        state.versions, state.kind = versions, kind
-        state.learnt.keep(versions)
+            back = state.earlier.pop(decision, None)
+            if state.versions:
+                known = Former(state.weights, state.learnt.rewards, state.learnt.arms)
+                state.earlier[state.decision] = known
+            for oldest in [*state.earlier][:-MAX_EARLIER]:
+                del state.earlier[oldest]
+            weights = back.weights if back else None
+            fits = weights is not None and len(weights.weights) == len(versions)
+            state.weights = weights if fits else None
+        state.versions, state.kind, state.decision = versions, kind, decision
+        state.learnt.keep(versions, back)
         if traffic.policy.learns and versions:
             state.weights = limited(traffic, state.learnt, state.weights)
         self.traffic = traffic

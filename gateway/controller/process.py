@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +16,9 @@ from gateway.clock import now_ns
 from gateway.config import Config, GrpcConfig, worker_count
 from gateway.controller.service import AdminService
 from gateway.controller.traffic import TrafficControl
-from gateway.errors import Unsupported
+from gateway.errors import GatewayError, Unsupported
 from gateway.logs import get_logger
-from gateway.registry.importing import take_in
+from gateway.registry.importing import Import, take_in
 from gateway.registry.registry import Registry
 from gateway.registry.repository import registered
 from gateway.registry.store import ArtefactStore
@@ -27,6 +28,8 @@ from gateway.transport.listener import Listener
 _log = get_logger("controller")
 
 _GRACE_S = 5.0
+_IMPORTS = 2
+"""Sources that are read at a time; others wait."""
 SOCKET = "admin.sock"
 _T = TypeVar("_T")
 
@@ -43,6 +46,7 @@ class Controller:
         self._thread = ThreadPoolExecutor(1, "disk")
         self._channel = Channel(self._on_control, lambda _: self._stop.set())
         self._stop = asyncio.Event()
+        self._importing = asyncio.Semaphore(_IMPORTS)
 
     async def run(self, control_path: str) -> int:
         """Decide until told to stop.
@@ -54,7 +58,14 @@ class Controller:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's ^C
         folder = self._config.state_dir / "registry"
-        registry, view, store = await self._disk(lambda: _open(folder, self._config))
+        try:
+            registry, view, store = await self._disk(
+                partial(_open, folder, self._config)
+            )
+        except (GatewayError, OSError) as error:
+            reason = error.message if isinstance(error, GatewayError) else str(error)
+            _log.error("registry_unusable", folder=str(folder), reason=reason)
+            return 1
         await loop.create_unix_connection(lambda: self._channel, control_path)
         traffic = TrafficControl(
             registry,
@@ -66,12 +77,7 @@ class Controller:
             shadow_workers=self._config.traffic.shadow_workers,
         )
         service = AdminService(
-            registry,
-            lambda source: take_in(
-                source, store, max_bytes=self._config.max_model_bytes
-            ),
-            traffic,
-            self._disk,
+            registry, partial(self._take_in, store), traffic, self._disk
         )
         self._channel.hello({"role": "controller", "index": 0, "pid": os.getpid()})
         await traffic.start()
@@ -103,6 +109,12 @@ class Controller:
     async def _disk(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, work)
+
+    async def _take_in(self, store: ArtefactStore, source: str) -> tuple[Import, ...]:
+        """Take models in, which may take minutes: decisions do not wait for it."""
+        most = self._config.max_model_bytes
+        async with self._importing:
+            return await asyncio.to_thread(take_in, source, store, max_bytes=most)
 
     def _on_control(
         self, channel: Channel, message: dict[str, Any], answer: Answer

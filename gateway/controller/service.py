@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,7 +27,6 @@ from gateway.registry.records import (
 )
 from gateway.registry.registry import Registry
 from gateway.rpc import Methods
-from gateway.traffic.buckets import settle
 from gateway.traffic.table import MODEL_TRAFFIC, Arm, ModelTraffic, Role
 
 SERVICE = "/baton.v1.Admin/"
@@ -42,13 +40,13 @@ class AdminService:
         registry: What is recorded.
         take_in: Takes the models at a source into the artefact store.
         traffic: What is in force.
-        disk: Where the first two may block.
+        disk: Where the registry may block.
     """
 
     def __init__(
         self,
         registry: Registry,
-        take_in: Callable[[str], tuple[Import, ...]],
+        take_in: Callable[[str], Awaitable[tuple[Import, ...]]],
         traffic: TrafficControl,
         disk: Disk,
     ) -> None:
@@ -56,7 +54,6 @@ class AdminService:
         self._take_in = take_in
         self._traffic = traffic
         self._disk = disk
-        self._changing = asyncio.Lock()
 
     def methods(self) -> Methods:
         """Return the table of methods."""
@@ -90,46 +87,56 @@ class AdminService:
         asked: pb.Change,
         work: Callable[[str, Change], Changed],
         needs: Callable[[str], ModelTraffic] | None = None,
+        *,
+        patient: bool = True,
     ) -> pb.ChangeResponse:
-        """Record a change and put it in force; one at a time.
+        """Record a change and put it in force.
 
         What the change needs loaded is loaded before anything is recorded, so that
-        what is recorded can be in force at once.
+        what is recorded can be in force at once. Nothing else waits for that: if the
+        model is changed meanwhile, this change is refused.
 
         Args:
             asked: Who, why, from where.
             work: Records it; of a dry run, says what it would do.
             needs: Returns the traffic that is to be in force; ``None``: as now.
+            patient: Answer when all that is on record is loaded, and say what could
+                not be.
         """
         if not asked.model:
             raise InvalidRequest("change.model: name the model")
         if not asked.reason.strip():
             raise InvalidRequest("change.reason: say why, for the audit log (--reason)")
-        change = _change_of(asked)
-        async with self._changing:
-            rehearsed = await self._disk(
-                lambda: work(asked.model, replace(change, dry_run=True))
+        change, model = _change_of(asked), asked.model
+        rehearsed = await self._disk(lambda: work(model, replace(change, dry_run=True)))
+        wanted = None
+        if needs is not None and not rehearsed.refusal:
+            seen, wanted = await self._disk(
+                lambda: (self._registry.model(model).revision, needs(model))
             )
-            wanted = None
-            if needs is not None and not rehearsed.refusal:
-                wanted = await self._disk(partial(needs, asked.model))
-            if change.dry_run:
-                notes = []
-                if wanted is not None:
-                    notes = await self._traffic.cost(asked.model, wanted)
-                return _response(rehearsed, 0, *notes)
+            change = replace(change, seen_revision=seen)
+        if change.dry_run:
+            notes = []
             if wanted is not None:
-                await self._traffic.prepare(asked.model, wanted)
-            done = await self._disk(lambda: work(asked.model, change))
-            fronts, note = await self._traffic.apply(asked.model)
-            return _response(done, fronts, *([note] if note else []))
+                notes = await self._traffic.cost(model, wanted)
+            return _response(rehearsed, 0, *notes)
+        traffic = self._traffic
+        async with AsyncExitStack() as prepared:
+            if wanted is not None and rehearsed.change:
+                await prepared.enter_async_context(traffic.prepared(model, wanted))
+            done, fronts = await traffic.record(model, lambda: work(model, change))
+        if not patient:
+            traffic.settle_soon(model)
+            return _response(done, fronts)
+        note = await traffic.settle(model)
+        return _response(done, fronts, *([note] if note else []))
 
     async def _import(self, request: pb.ImportRequest) -> pb.ChangeResponse:
         metadata = _document(request.metadata_json or "{}", "metadata")
         source = request.source
         if not source:
             raise InvalidRequest("source: name a folder, a file or a URL")
-        found = await self._disk(lambda: self._take_in(source))
+        found = await self._take_in(source)
         model = request.change.model
         if len(found) == 1:
             chosen = found[0]
@@ -184,13 +191,11 @@ class AdminService:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise InvalidRequest(f"traffic: {place}: {first['msg']}") from None
-        registry = self._registry
-
-        def work(model: str, change: Change) -> Changed:
-            settled = settle(registry.traffic(model), traffic)
-            return registry.set_traffic(model, settled, change)
-
-        return await self._change(request.change, work, lambda _: traffic)
+        return await self._change(
+            request.change,
+            lambda m, c: self._registry.set_traffic(m, traffic, c),
+            lambda _: traffic,
+        )
 
     async def _freeze(self, request: pb.FreezeRequest) -> pb.ChangeResponse:
         return await self._change(
@@ -204,6 +209,7 @@ class AdminService:
             request.change,
             lambda m, c: registry.rollback(m, c, to_revision=revision),
             lambda m: registry.earlier(m, revision),
+            patient=False,
         )
 
     # -- looking ----------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,6 +18,7 @@ from gateway.controller.learning import STATE, Learner, Reward, State, state_fro
 from gateway.errors import GatewayError, InvalidRequest, UnknownModel
 from gateway.logs import get_logger
 from gateway.registry.decisions import wanted
+from gateway.registry.records import Changed
 from gateway.registry.registry import Registry
 from gateway.registry.view import RepositoryView
 from gateway.traffic.table import MODEL_TRAFFIC, WEIGHTS, ModelTraffic
@@ -74,16 +77,29 @@ class TrafficControl:
         self._folder = folder
         self._learners: dict[str, Learner] = {}
         self._before: dict[str, frozenset[int]] = {}
+        self._held: defaultdict[str, list[ModelTraffic]] = defaultdict(list)
         self._unfinished: set[str] = set()
+        self._failing: set[tuple[str, str]] = set()
+        self._recording = asyncio.Lock()
+        self._settling: set[asyncio.Task[str]] = set()
 
     async def start(self) -> None:
-        """Put everything in force that was when the last process ended."""
-        await self._disk(lambda: self._folder.mkdir(parents=True, exist_ok=True))
+        """Put everything in force that was when the last process ended.
+
+        A model that cannot be shown to the loader keeps what it had; the others, and
+        the admin plane by which it can be mended, do not wait for it.
+        """
         for model, traffic in (await self._disk(self._registry.tables)).items():
-            if await self._materialise(model):
+            try:
+                unfinished = await self._materialise(model)
+            except GatewayError as error:
+                _log.error("not_shown", model=model, reason=error.message)
+                unfinished = True
+            if unfinished:
                 self._unfinished.add(model)
+            known = await self._disk(partial(self._registry.model, model))
             state = await self._disk(partial(self._read, model))
-            self._learners[model] = Learner(traffic, state)
+            self._learners[model] = Learner(traffic, state, known.effective)
             await self._publish(model)
 
     async def finish(self) -> None:
@@ -96,59 +112,95 @@ class TrafficControl:
             known = await self._disk(partial(self._registry.model, model))
             missing = {*wanted(known)[0]} - {*served.get(model, ())}
             if missing or model in self._unfinished:
-                await self._load_what_can_be(model)
+                await self.settle(model, load=True)
 
-    async def prepare(self, model: str, traffic: ModelTraffic) -> None:
+    # -- changes ----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def prepared(self, model: str, traffic: ModelTraffic) -> AsyncIterator[None]:
         """Have everything loaded that a table needs, beside what is in force.
+
+        It stays loaded while the block runs. Where that fails, what was loaded for it
+        is let go of.
 
         Raises:
             LoadFailed: A version cannot be loaded; what served goes on serving.
         """
-        serving = {arm.version for arm in traffic.arms}
-        shadows = {shadow.version for shadow in traffic.shadows} - serving
+        arms = {arm.version for arm in traffic.arms}
+        shadows = {shadow.version for shadow in traffic.shadows} - arms
         if shadows and not self._shadow_workers:
             raise InvalidRequest(
                 "shadows: this gateway has no workers for them; start it with "
                 "traffic.shadow_workers of at least 1"
             )
-        if await self._materialise(model, serving, shadows):
-            try:
+        held = self._held[model]
+        held.append(traffic)
+        try:
+            await self._materialise(model)
+            ready = await self._ask({"op": "ready", "model": model})
+            if not (arms <= {*ready["arms"]} and shadows <= {*ready["all"]}):
                 await self._load(model)
-            except GatewayError:
-                await self._materialise(model)
-                raise
+            yield
+        except BaseException:
+            held.remove(traffic)
+            self.settle_soon(model)
+            raise
+        held.remove(traffic)
 
-    async def apply(self, model: str) -> tuple[int, str]:
-        """Put a model's recorded traffic in force, in every front.
+    async def record(
+        self, model: str, work: Callable[[], Changed]
+    ) -> tuple[Changed, int]:
+        """Record a change and put it in force, in every front; one at a time.
 
-        Versions that no longer answer are let go of afterwards; those that answered
-        until now stay, so that going back takes no loading.
+        Args:
+            model: Its name.
+            work: Writes it into the registry.
 
         Returns:
-            Number of fronts, and what went wrong with versions that do not answer.
+            What was recorded, and in how many fronts it is in force.
         """
-        traffic = await self._disk(lambda: self._registry.traffic(model))
-        learner = self._learners.get(model)
-        if learner is None:
-            self._learners[model] = Learner(traffic)
-        else:
-            arms = frozenset(arm.version for arm in learner.traffic.arms)
-            if arms != frozenset(arm.version for arm in traffic.arms):
-                self._before[model] = arms
-            learner.adopt(traffic)
-        fronts = await self._publish(model)
-        if await self._materialise(model):
-            return fronts, await self._load_what_can_be(model)
-        return fronts, ""
+        async with self._recording:
+            done = await self._disk(work)
+            if not done.seq:
+                return done, 0
+            known = await self._disk(partial(self._registry.model, model))
+            learner = self._learners.get(model)
+            if learner is None:
+                self._learners[model] = Learner(known.traffic, None, known.effective)
+            else:
+                arms = frozenset(arm.version for arm in learner.traffic.arms)
+                if arms != frozenset(arm.version for arm in known.traffic.arms):
+                    self._before[model] = arms
+                learner.adopt(known.traffic, known.effective)
+            return done, await self._publish(model)
 
-    async def _load_what_can_be(self, model: str) -> str:
-        """Load what is wanted; return what went wrong with it."""
+    async def settle(self, model: str, *, load: bool = False) -> str:
+        """Load what is wanted and not loaded, and let go of what no longer is.
+
+        Those that answered until now stay, so that going back takes no loading.
+
+        Args:
+            model: Its name.
+            load: Look at every version, also where nothing that is wanted changed.
+
+        Returns:
+            What went wrong; what is in force is so nevertheless.
+        """
         try:
-            await self._load(model)
+            if await self._materialise(model) or load:
+                await self._load(model)
+            elif (await self._ask({"op": "ready", "model": model}))["loading"]:
+                await self._load(model)  # which waits for the one at work
         except GatewayError as error:
             _log.error("not_loaded", model=model, reason=error.message)
             return error.message
         return ""
+
+    def settle_soon(self, model: str) -> None:
+        """Do the same beside all else."""
+        task = asyncio.get_running_loop().create_task(self.settle(model))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
     async def _publish(self, model: str) -> int:
         learner = self._learners[model]
@@ -169,18 +221,17 @@ class TrafficControl:
             value = WEIGHTS.dump_python(weights, mode="json")
             await self._ask({"op": "weights", "model": model, "weights": value})
 
-    async def _materialise(
-        self, model: str, more: Iterable[int] = (), shadows: Iterable[int] = ()
-    ) -> bool:
+    async def _materialise(self, model: str) -> bool:
         """Lay out what is to be loaded; return whether that changed."""
-        keep = {*more, *self._before.get(model, ())}
-
-        watching = set(shadows)
+        held = self._held[model]
+        more = {arm.version for traffic in held for arm in traffic.arms}
+        more.update(self._before.get(model, ()))
+        shadows = {one.version for traffic in held for one in traffic.shadows}
 
         def work() -> bool:
             before = self._view.config(model)
             known = self._registry.model(model)
-            self._view.materialise(known, more=keep, shadows=watching)
+            self._view.materialise(known, more=more, shadows=shadows)
             return self._view.config(model) not in {before, None}
 
         return await self._disk(work)
@@ -272,8 +323,8 @@ class TrafficControl:
                 if time.monotonic() - kept_s >= _KEEP_S:
                     kept_s = time.monotonic()
                     await self.keep()
-            except Exception:  # the edge: one model must not stop the others
-                _log.exception("refresh_failed")
+            except Exception as error:  # the edge: what is asked of others
+                self._fails("", "refresh", error)
 
     async def _refresh(self, now_s: float) -> None:
         delayed = [
@@ -282,27 +333,46 @@ class TrafficControl:
             if learner.traffic.policy.learns and learner.traffic.policy.label_delay_s
         ]
         if delayed:
-            arms = (await self._ask({"op": "arms"}))["arms"]
+            sums = await self._ask({"op": "arms"})
             for name in delayed:
-                counts = {int(v): n for v, n in arms.get(name, {}).items()}
+                # What a rule sent brings no reward that counts.
+                ruled = sums["ruled"].get(name, {})
+                arms = sums["arms"].get(name, {}).items()
+                counts = {int(v): n - ruled.get(v, 0) for v, n in arms}
                 self._learners[name].note_assigned(now_s, counts)
         for name, learner in tuple(self._learners.items()):
-            if learner.refresh(now_s) is not None:
-                await self._send_weights(name)
+            try:
+                if learner.refresh(now_s) is not None:
+                    await self._send_weights(name)
+            except Exception as error:  # one model must not stop the others
+                self._fails(name, "refresh", error)
 
     async def keep(self) -> None:
         """Write what was learnt since the last time."""
-        for model, learner in self._learners.items():
+        for model, learner in tuple(self._learners.items()):
             if learner.changed and learner.traffic.policy.learns:
-                learner.changed = False
                 body = STATE.dump_json(learner.state)
-                await self._disk(partial(self._write, model, body))
+                learner.changed = False
+                try:
+                    await self._disk(partial(self._write, model, body))
+                except OSError as error:  # a full disk; what was learnt is still here
+                    learner.changed = True
+                    self._fails(model, "keep", error)
+                else:
+                    self._failing.discard((model, "keep"))
+
+    def _fails(self, model: str, what: str, error: Exception) -> None:
+        """Say that something fails that is tried again and again: once."""
+        if (model, what) not in self._failing:
+            self._failing.add((model, what))
+            _log.error("learning_fails", model=model, what=what, reason=repr(error))
 
     def _file(self, model: str) -> Path:
         return self._folder / f"{quote(model, safe='')}.json"
 
     def _write(self, model: str, body: bytes) -> None:
         file = self._file(model)
+        self._folder.mkdir(exist_ok=True)
         new = file.with_suffix(".new")
         new.write_bytes(body)
         os.replace(new, file)

@@ -69,6 +69,8 @@ def commit(database: Database, proposal: Proposal, unix_ns: int) -> Changed:
         if done is not None:
             return done
         old, new, versions = _decide(connection, proposal, now)
+        if new is old:
+            return Changed(proposal.model, old.revision, 0, "", versions, ())
         written = rows.changed_rows(old, new)
         entry = chain(
             read_head(connection),
@@ -119,18 +121,26 @@ def _rehearse(connection: sqlite3.Connection, proposal: Proposal, now: str) -> C
 def _decide(
     connection: sqlite3.Connection, proposal: Proposal, now: str
 ) -> tuple[Model, Model, tuple[int, ...]]:
-    """Return the model before and after, and the versions concerned."""
+    """Return the model before and after, and the versions concerned.
+
+    Where all is so already, before and after are the same object.
+    """
     name, change = proposal.model, proposal.change
     old = rows.load(connection, name)
     if not proposal.may_be_new:
         known(old)
-    expected = change.expected_revision
-    if expected is not None and expected != old.revision:
-        raise RevisionConflict(
-            f"model '{name}' is at revision {old.revision}, not {expected}: somebody "
-            f"changed it; look at it, and try again with revision {old.revision}"
-        )
+    for expected in (change.expected_revision, change.seen_revision):
+        if expected is not None and expected != old.revision:
+            raise RevisionConflict(
+                f"model '{name}' is at revision {old.revision}, not {expected}: "
+                "somebody changed it; look at it, and try again with revision "
+                f"{old.revision}"
+            )
     new, versions = proposal.plan(connection, old, now)
+    if old.revision and replace(new, effective=old.effective) == replace(
+        old, traffic=replace(old.traffic, revision=new.traffic.revision)
+    ):
+        return old, old, versions
     revision = old.revision + 1
     moved = decisions.answers(old.traffic) != decisions.answers(new.traffic)
     effective = new.effective

@@ -20,6 +20,7 @@ from gateway.registry.records import (
     traffic_body,
     with_fields,
 )
+from gateway.traffic.buckets import settle
 from gateway.traffic.table import LATEST, Arm, ModelTraffic, Role
 
 CHAMPION = "champion"
@@ -98,7 +99,9 @@ def set_alias(model: Model, alias: str, version: int) -> Model:
     aliases = {**model.traffic.aliases, alias: version}
     if len(aliases) > MAX_ALIASES:
         raise InvalidRequest(f"at most {MAX_ALIASES} aliases; remove one first")
-    return replace(model, traffic=replace(model.traffic, aliases=aliases))
+    model = replace(model, traffic=replace(model.traffic, aliases=aliases))
+    _check_approval(model)
+    return model
 
 
 def remove_alias(model: Model, alias: str) -> Model:
@@ -128,7 +131,16 @@ def require_approval(model: Model, required: bool) -> Model:
 
 
 def set_traffic(model: Model, traffic: ModelTraffic) -> Model:
-    """Decide who answers; aliases stay, and ``champion`` follows the champion."""
+    """Decide who answers; aliases stay, and ``champion`` follows the champion.
+
+    Owners of buckets are made from those in force, whatever `traffic` says of them.
+    """
+    if not traffic.arms:
+        raise InvalidRequest(
+            "arms: name at least one; without any, each new version would answer "
+            "everybody at once"
+        )
+    traffic = settle(model.traffic, traffic)
     return _checked(_answering(model, traffic, frozen=traffic.frozen))
 
 
@@ -177,6 +189,7 @@ def _with_champion(model: Model, version: int) -> Model:
     rules = tuple(rule for rule in model.traffic.rules if rule.version == version)
     shadows = tuple(one for one in model.traffic.shadows if one.version != version)
     traffic = replace(model.traffic, arms=arms, rules=rules, shadows=shadows)
+    traffic = settle(model.traffic, traffic)
     return _answering(model, traffic, frozen=traffic.frozen)
 
 
@@ -237,15 +250,19 @@ def _checked(model: Model) -> Model:
 
 
 def _check_approval(model: Model) -> None:
+    """Refuse what would let clients have a version that nobody approved.
+
+    ``latest`` follows every import; the loader passes over what may not serve.
+    """
     traffic = model.traffic
-    ruled = {rule.version for rule in traffic.rules}
-    for arm in traffic.arms:
-        gets_traffic = arm.share > 0 or traffic.policy.learns or arm.version in ruled
-        if gets_traffic and not model.may_serve(arm.version):
+    named = [arm.version for arm in traffic.arms]
+    named += [v for alias, v in sorted(traffic.aliases.items()) if alias != LATEST]
+    for version in named:
+        if version in model.versions and not model.may_serve(version):
             raise ChangeRefused(
-                f"version {arm.version} is not approved, and model '{model.name}' "
+                f"version {version} is not approved, and model '{model.name}' "
                 f"requires it; somebody other than "
-                f"{model.versions[arm.version].created_by} must approve it first"
+                f"{model.versions[version].created_by} must approve it first"
             )
 
 

@@ -94,6 +94,19 @@ class Lifecycle:
             if version.placement is not None
         ]
 
+    def ready(self, name: str) -> dict[str, list[int]]:
+        """Return versions of a model: ready to answer, ready at all, being loaded."""
+        record = self._models.get(name, ModelRecord())
+        found: dict[str, list[int]] = {"arms": [], "all": [], "loading": []}
+        for number, version in record.versions.items():
+            if version.entry.state == State.LOADING:
+                found["loading"].append(number)
+            elif version.placement is not None:
+                found["all"].append(number)
+                if not version.placement.shadow:
+                    found["arms"].append(number)
+        return found
+
     def index(self) -> list[dict[str, str]]:
         """Return the repository index: loaded, failed, and never loaded models."""
         rows = []
@@ -175,6 +188,10 @@ class Lifecycle:
         if failures:
             raise LoadFailed("; ".join(failures))
         chosen = {source.version for source in definition.versions}
+        if not files and config_json is None:
+            # What the repository has come to want meanwhile is not taken away.
+            again = await asyncio.to_thread(self._repository.read, name)
+            chosen.update(source.version for source in again.versions)
         await self._retire(record, [v for v in record.versions if v not in chosen])
 
     async def unload(self, name: str) -> None:
@@ -225,14 +242,10 @@ class Lifecycle:
         """Bring every chosen version up; return the reasons of those that failed."""
         for note in definition.notes:
             _log.warning("model_note", model=definition.name, note=note)
-        fresh = [
-            source
-            for source in definition.versions
-            if source.version not in record.versions
-        ]
-        for source in fresh:
-            entry = VersionEntry(source.version, State.LOADING)
-            record.versions[source.version] = VersionRecord(entry)
+        ready = {n for n, one in record.versions.items() if one.placement is not None}
+        fresh = {source.version for source in definition.versions} - ready
+        for number in fresh:
+            record.versions[number] = VersionRecord(VersionEntry(number, State.LOADING))
         if fresh:
             await self._publish()
         failures = []

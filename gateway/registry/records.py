@@ -185,6 +185,8 @@ class Change:
             the first; empty: each call is a change of its own.
         evidence: JSON object for the audit log.
         dry_run: Say what would happen, and change nothing.
+        seen_revision: The revision that it was prepared for, by whoever carries it
+            out; ``None``: it needed no preparation. Repetitions may differ in it.
     """
 
     actor: str
@@ -193,6 +195,7 @@ class Change:
     operation_id: str = ""
     evidence: Mapping[str, JsonValue] = field(default_factory=dict)
     dry_run: bool = False
+    seen_revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +205,8 @@ class Changed:
     Attributes:
         model: Which model.
         revision: Its revision afterwards.
-        seq: The audit entry; 0 of a dry run.
-        hash: Of that entry; empty of a dry run.
+        seq: The audit entry; 0 of a dry run, and where all was so already.
+        hash: Of that entry; empty where there is none.
         versions: The versions concerned, such as those imported.
         change: The difference, line by line.
         refusal: Of a dry run: why the change would be refused; empty if it would not.

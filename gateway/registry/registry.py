@@ -235,11 +235,12 @@ class Registry:
         )
 
     def set_traffic(self, model: str, traffic: ModelTraffic, change: Change) -> Changed:
-        """Decide who answers; revision and aliases of `traffic` are not looked at."""
+        """Decide who answers; revision, aliases and owners given are not looked at."""
+        bare = replace(traffic, revision=0, aliases={}, buckets=())
         return self._change(
             "set_traffic",
             model,
-            {"traffic": traffic_body(replace(traffic, revision=0, aliases={}))},
+            {"traffic": traffic_body(bare)},
             change,
             lambda now: decisions.set_traffic(now, traffic),
         )

@@ -55,7 +55,8 @@ class RepositoryView:
 
         Args:
             model: As recorded.
-            more: Versions to load besides those that the record wants.
+            more: Versions to load besides those that the record wants, where they
+                may serve.
             shadows: Versions to shadow besides those.
 
         Versions that are no longer wanted keep their folders, which cost no space,
@@ -176,7 +177,8 @@ def wanted_with(
     loaded, watching = wanted(model)
     # One that shadows now and is to answer next is loaded where it will answer.
     serving = ({*loaded} - {*watching}) | {*more}
-    known = {v for v in serving | {*watching, *shadows} if v in model.versions}
+    serving = {version for version in serving if model.may_serve(version)}
+    known = serving | ({*watching, *shadows} & {*model.versions})
     return tuple(sorted(known)), tuple(sorted(known - serving))
 
 

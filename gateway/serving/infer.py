@@ -30,7 +30,7 @@ from gateway.serving.routing import (
     Context,
     Fork,
     Headers,
-    Router,
+    Routers,
 )
 from gateway.serving.rows import BatchRows
 from gateway.serving.shadow import Shadows
@@ -41,9 +41,7 @@ from gateway.serving.values import (
     text_of,
     text_span,
     texts_of,
-    unit_keys,
 )
-from gateway.traffic.table import Weights
 from workers.wire import Buffer
 
 _MAX_PLANS = 4096
@@ -122,11 +120,9 @@ class InferService:
         self._plans: dict[bytes, Plan | Fork] = {}
         self._layouts: dict[int, Layout] = {}
         self._planned = -1
-        self._routers: dict[str, Router | None] = {}
-        self._counted: dict[str, dict[int, int]] = {}  # by routers that are gone
-        self._cuts: frozenset[bytes] = frozenset()
         self._sink = sink
         self.shadows = shadows
+        self.routers = Routers(state)
         self.ids = PredictionIds()
         self.rejected: Counter[str] = Counter()
 
@@ -241,51 +237,25 @@ class InferService:
         self._planned = self._state.epoch
         self._plans.clear()
         self._layouts.clear()
-        self._counted = self.arms()
-        self._routers.clear()
-        self._cuts = unit_keys(self._state.catalogue.traffic.values())
-
-    def reweigh(self, model: str, weights: Weights) -> None:
-        """Put new weights of a model's arms in force."""
-        self._state.reweigh(model, weights)
-        router = self._routers.get(model)
-        if router is not None:
-            router.reweigh(weights)
-
-    def arms(self) -> dict[str, dict[int, int]]:
-        """Return the requests that each version got as an arm, by model."""
-        found = {name: dict(counts) for name, counts in self._counted.items()}
-        for name, router in self._routers.items():
-            if router is not None:
-                router.add_counts(found.setdefault(name, {}))
-        return found
-
-    def _router(self, model: str) -> Router | None:
-        """Return who chooses between the arms of a model; ``None``: it has none."""
-        if model in self._routers:
-            return self._routers[model]
-        catalogue = self._state.catalogue
-        traffic = catalogue.traffic.get(model)
-        router = None
-        if traffic is not None and traffic.arms:
-            ready = catalogue.ready_versions(model)
-            router = Router(traffic, ready, catalogue.weights.get(model))
-        self._routers[model] = router
-        return router
+        self.routers.forget()
 
     def _plan(self, message: bytes, call: Headers) -> Served:
         """Return how to serve a request that no layout recognises."""
-        found = scan(message, self._cuts)
+        found = scan(message, self.routers.units)
         if found is None:
-            return self._new_plan(message, call, None, None)
+            return self._new_plan(message, call, None, None, None)
         key, id_field, raws, cut = found
-        known = self._plans.get(key)
+        known, whole = self._plans.get(key), key
+        if cut is not None and not _is_unit(known, message, cut):
+            # Some other model's: here it may be a segment, or say how to serve.
+            whole, cut = _with(message, key, id_field, cut), None
+            known = self._plans.get(whole)
         if known is None:
-            return self._new_plan(message, call, key, None)
+            return self._new_plan(message, call, key, None, whole)
         if isinstance(known, Plan):
             inputs = known.inputs(raws)
             if inputs is None:
-                return self._new_plan(message, call, key, None)
+                return self._new_plan(message, call, whole, None, whole)
             self._remember(message, id_field, raws, known)
             return known, id_field, inputs, None, NO_CONTEXT
         unit = None if cut is None else entry_text(message, *cut)
@@ -293,7 +263,8 @@ class InferService:
         plan = known.plans[arm]
         inputs = None if plan is None else plan.inputs(raws)
         if plan is None or inputs is None:
-            return self._new_plan(message, call, key, (known, arm, choice, context))
+            chosen = known, arm, choice, context
+            return self._new_plan(message, call, whole, chosen, whole)
         span = None if cut is None else text_span(message, *cut)
         if cut is None or span is not None:
             self._remember(message, id_field, raws, plan, known, span)
@@ -326,13 +297,16 @@ class InferService:
         call: Headers,
         key: bytes | None,
         chosen: tuple[Fork, int, Choice, Context] | None,
+        whole: bytes | None,
     ) -> Served:
         """Parse a request of a form not seen before, and remember the form.
 
         Args:
             message: The request.
             call: Brings metadata.
-            key: To remember its form by; ``None`` where it has none.
+            key: To remember its form by, where a parameter that it leaves out is the
+                unit; ``None`` where it has none.
+            whole: The same with that parameter, where it is not.
             chosen: The arm that serves it, where that was decided.
         """
         choice: Choice | None = None
@@ -341,15 +315,16 @@ class InferService:
             request = parse(message)
             model = request.model_name
             catalogue = self._state.catalogue
-            router = None if request.model_version else self._router(model)
+            router = None if request.model_version else self.routers.of(model)
             if chosen is not None:
                 fork, arm, choice, context = chosen
                 entry = fork.router.entries[arm]
             elif router is not None and router.serves:
                 given = request.parameters
                 fork = Fork(router, texts_of(given, router.segment_keys))
-                name = router.unit_key
-                unit = text_of(given[name]) if name in given else None
+                unit = None
+                if router.unit_key and router.unit_key in given:
+                    unit, whole = text_of(given[router.unit_key]), key
                 arm, choice, context = router.choose(call, fork.parameters, unit)
                 entry = router.entries[arm]
             else:
@@ -375,14 +350,27 @@ class InferService:
         )
         if not request.model_version:
             plan.ways = self.shadows.ways(catalogue, model, entry)
-        if plan.sizes is not None and key is not None and len(key) <= _MAX_PLAN_BYTES:
+        if plan.sizes is not None and whole and len(whole) <= _MAX_PLAN_BYTES:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             if fork is not None:
                 fork.add(arm, plan)
-            self._plans[key] = fork or plan
+            self._plans[whole] = fork or plan
         id_field = ModelInferRequest(id=request.id).SerializeToString()
         return plan, id_field, checked.tensors, choice, context
+
+
+def _with(message: bytes, form: bytes, id_field: bytes, entry: Span) -> bytes:
+    """Return a form with the parameter that was cut out of it in its place again."""
+    start = entry[0] - 2 - len(id_field)
+    return form[:start] + message[entry[0] - 2 : entry[1]] + form[start:]
+
+
+def _is_unit(known: Plan | Fork | None, message: bytes, entry: Span) -> bool:
+    """Return whether a parameter, given its map entry, is the unit of its model."""
+    start = entry[0] + 2
+    name = message[start : start + message[start - 1]]
+    return isinstance(known, Fork) and known.router.unit_name == name
 
 
 def _level(entry: VersionEntry, parameters: Parameters) -> int:

@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 from gateway.catalogue import VersionEntry
 from gateway.serving.plans import Plan
+from gateway.serving.state import FrontState
+from gateway.serving.values import unit_keys
 from gateway.traffic.allocation import Allocation
 from gateway.traffic.buckets import bucket_table, bucketing
 from gateway.traffic.table import (
@@ -26,6 +28,9 @@ from gateway.traffic.table import (
     Weights,
     segment_key,
 )
+
+_Counts = dict[str, dict[int, int]]
+"""Requests by model and version."""
 
 
 class Choice(NamedTuple):
@@ -83,9 +88,11 @@ class Router:
 
     Attributes:
         entries: The arms that serve, in the table's order.
-        counts: Requests that each of them got.
+        counts: Requests that each of them got by the policy.
+        ruled: Requests that each of them got by a rule.
         easy: The choice depends on nothing in the request.
         unit_key: The parameter that is the unit; empty if none is.
+        unit_name: The same as it is on the wire.
         segment_keys: Parameters that are segments.
     """
 
@@ -105,9 +112,11 @@ class Router:
         self._index = {arm.version: index for index, arm in enumerate(self._arms)}
         self.entries = [ready[arm.version] for arm in self._arms]
         self.counts = [0] * len(self._arms)
+        self.ruled = [0] * len(self._arms)
         self.easy = not (traffic.rules or traffic.unit or traffic.segments)
         unit = traffic.unit
         self.unit_key = unit.key if unit and unit.kind == "parameter" else ""
+        self.unit_name = self.unit_key.encode()
         self._unit_header = unit.key if unit and unit.kind == "metadata" else ""
         self._bucket_of = bucketing(traffic.salt)
         self.segment_keys = [s.key for s in traffic.segments if s.kind == "parameter"]
@@ -143,11 +152,6 @@ class Router:
             for segment, those in weights.segments.items()
         }
 
-    def add_counts(self, counts: dict[int, int]) -> None:
-        """Add the requests that each arm got to `counts`, by version."""
-        for entry, count in zip(self.entries, self.counts, strict=True):
-            counts[entry.version] = counts.get(entry.version, 0) + count
-
     def choose(
         self, call: Headers, parameters: Mapping[str, str], unit: str | None
     ) -> tuple[int, Choice, Context]:
@@ -176,7 +180,7 @@ class Router:
             segments = tuple([_value(source, call, parameters) for source in sources])
         for index, rule in self._rules:
             if _matches(rule, unit, call):
-                self.counts[index] += 1
+                self.ruled[index] += 1
                 return index, self._ruled[index], Context(unit, -1, segments)
         if self._table is not None and unit:
             bucket = self._bucket_of(unit)
@@ -233,6 +237,65 @@ class Router:
         arm = self._arms[index]
         revision = self.traffic.revision
         return Choice(arm.version, arm.role, propensity, policy, revision, snapshot)
+
+
+class Routers:
+    """The routers of all models, as the catalogue in force has them.
+
+    Args:
+        state: Has the catalogue.
+
+    Attributes:
+        units: Names of parameters that are some model's unit, as on the wire.
+    """
+
+    def __init__(self, state: FrontState) -> None:
+        self._state = state
+        self._routers: dict[str, Router | None] = {}
+        self._gone: tuple[_Counts, _Counts] = {}, {}  # counted by those before
+        self.units: frozenset[bytes] = frozenset()
+
+    def forget(self) -> None:
+        """Make them anew, from the catalogue that is in force now."""
+        self._gone = self.arms(), self.arms(ruled=True)
+        self._routers.clear()
+        self.units = unit_keys(self._state.catalogue.traffic.values())
+
+    def of(self, model: str) -> Router | None:
+        """Return who chooses between the arms of a model; ``None``: it has none."""
+        if model in self._routers:
+            return self._routers[model]
+        catalogue = self._state.catalogue
+        traffic = catalogue.traffic.get(model)
+        router = None
+        if traffic is not None and traffic.arms:
+            ready = catalogue.ready_versions(model)
+            router = Router(traffic, ready, catalogue.weights.get(model))
+        self._routers[model] = router
+        return router
+
+    def reweigh(self, model: str, weights: Weights) -> None:
+        """Put new weights of a model's arms in force."""
+        self._state.reweigh(model, weights)
+        router = self._routers.get(model)
+        if router is not None:
+            router.reweigh(weights)
+
+    def arms(self, *, ruled: bool = False) -> _Counts:
+        """Return the requests that each version got as an arm, by model.
+
+        Args:
+            ruled: Only those that a rule of the table sent.
+        """
+        found = {name: dict(counts) for name, counts in self._gone[ruled].items()}
+        for name, router in self._routers.items():
+            if router is None:
+                continue
+            counts = found.setdefault(name, {})
+            for place, entry in enumerate(router.entries):
+                count = router.ruled[place] + (0 if ruled else router.counts[place])
+                counts[entry.version] = counts.get(entry.version, 0) + count
+        return found
 
 
 class Fork:

@@ -31,6 +31,7 @@ class Counters:
             "rejected": snapshot["rejected"],
             "transport": snapshot["transport"],
             "arms": snapshot["arms"],
+            "ruled": snapshot["ruled"],
             "shadows": snapshot["shadows"],
             "records": snapshot["records"],
         }
@@ -69,6 +70,11 @@ class Counters:
         """Return the requests that each version got as an arm, by model."""
         arms: dict[str, dict[str, int]] = self._totals().get("arms", {})
         return arms
+
+    def ruled(self) -> dict[str, dict[str, int]]:
+        """Return those of them that a rule of the table sent."""
+        ruled: dict[str, dict[str, int]] = self._totals().get("ruled", {})
+        return ruled
 
     def shadows(self) -> dict[str, Any]:
         """Return what came of copies, by ``<version>/<model>``; see `Mirror`."""

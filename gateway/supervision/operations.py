@@ -41,6 +41,9 @@ def operations(lifecycle: Lifecycle, fleet: Fleet) -> dict[str, Operation]:
     async def serving(_message: dict[str, Any]) -> dict[str, Any]:
         return {"models": await fleet.fronts.serving()}
 
+    async def ready(message: dict[str, Any]) -> dict[str, Any]:
+        return lifecycle.ready(message["model"])
+
     async def statistics(_message: dict[str, Any]) -> dict[str, Any]:
         await fleet.fronts.refresh_counters()
         return {"versions": fleet.fronts.counters.versions()}
@@ -59,7 +62,11 @@ def operations(lifecycle: Lifecycle, fleet: Fleet) -> dict[str, Operation]:
     async def arms(_message: dict[str, Any]) -> dict[str, Any]:
         await fleet.fronts.refresh_counters()
         counters = fleet.fronts.counters
-        return {"arms": counters.arms(), "shadows": counters.shadows()}
+        return {
+            "arms": counters.arms(),
+            "ruled": counters.ruled(),
+            "shadows": counters.shadows(),
+        }
 
     async def decisions(message: dict[str, Any]) -> dict[str, Any]:
         found = await fleet.fronts.decisions(message["model"], message["limit"])
@@ -70,6 +77,7 @@ def operations(lifecycle: Lifecycle, fleet: Fleet) -> dict[str, Operation]:
         "unload": unload,
         "index": index,
         "serving": serving,
+        "ready": ready,
         "statistics": statistics,
         "traffic": traffic,
         "weights": weights,

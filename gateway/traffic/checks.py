@@ -12,6 +12,7 @@ from gateway.traffic.table import (
     MAX_SEGMENTS,
     MAX_SHADOWS,
     MAX_UNITS,
+    MAX_VALUE,
     METRICS,
     ModelTraffic,
     Policy,
@@ -21,6 +22,10 @@ from gateway.traffic.table import (
 )
 
 _TOLERANCE = 1e-9
+_MEANT = frozenset(
+    ("priority", "timeout", "sequence_id", "sequence_start", "sequence_end")
+)
+"""Parameters of requests that are not the user's own."""
 _HEADER = re.compile(r"[0-9a-z_.-]+")
 """Keys of gRPC metadata (grpc/grpc, doc/PROTOCOL-HTTP2.md, "Header-Name")."""
 
@@ -41,6 +46,11 @@ def check(traffic: ModelTraffic) -> None:
             raise InvalidRequest("rules: one names neither units nor a key")
         if rule.units and traffic.unit is None:
             raise InvalidRequest("rules: units need a unit source; set unit")
+        if not all(0 < len(unit) <= MAX_VALUE for unit in rule.units):
+            raise InvalidRequest(
+                f"rules: a unit has 1 to {MAX_VALUE} characters; of longer ones only "
+                "those are looked at"
+            )
         if rule.key:
             _check_header("rules", rule.key)
     if sum(len(rule.units) for rule in traffic.rules) > MAX_UNITS:
@@ -165,8 +175,13 @@ def _check_sources(traffic: ModelTraffic) -> None:
             )
         if source.kind == "metadata":
             _check_header("unit and segments", source.key)
-    if len({*traffic.segments}) != len(traffic.segments):
-        raise InvalidRequest("segments: one is there twice")
+        elif source.key in _MEANT or source.key.startswith("triton_"):
+            raise InvalidRequest(
+                f"unit and segments: parameter '{source.key}' means something to the "
+                "protocol already; choose a name of your own"
+            )
+    if len({*sources}) != len(sources):
+        raise InvalidRequest("unit and segments: one is there twice")
     if traffic.policy.kind is PolicyKind.STICKY and traffic.unit is None:
         raise InvalidRequest(
             "policy: sticky needs a unit; set unit to 'metadata:KEY' or 'parameter:KEY'"

@@ -64,6 +64,21 @@ class Evidence:
 
 
 @dataclass(slots=True)
+class Former:
+    """What was known under an earlier decision, for the day it comes back.
+
+    Attributes:
+        weights: In force at its end; ``None``: the shares of the table.
+        rewards: By version.
+        arms: By version, discounted to that moment.
+    """
+
+    weights: Weights | None
+    rewards: dict[int, int]
+    arms: dict[int, Evidence]
+
+
+@dataclass(slots=True)
 class Learnt:
     """What the rewards of a model have taught. Plain data; see `LEARNT`.
 
@@ -82,11 +97,18 @@ class Learnt:
     contexts: dict[str, dict[int, Evidence]] = field(default_factory=dict)
     turned_away: int = 0
 
-    def keep(self, versions: Iterable[int]) -> None:
-        """Forget all arms but these; those that are new begin with nothing."""
+    def keep(self, versions: Iterable[int], back: Former | None = None) -> None:
+        """Forget all arms but these.
+
+        Args:
+            versions: Those that are new begin with nothing.
+            back: Or, of those that come back, with this; it has faded since.
+        """
         kept = set(versions)
-        self.rewards = {v: self.rewards.get(v, 0) for v in kept}
-        self.arms = {v: self.arms.get(v) or Evidence(event=self.events) for v in kept}
+        rewards = {**back.rewards, **self.rewards} if back else self.rewards
+        arms = {**back.arms, **self.arms} if back else self.arms
+        self.rewards = {v: rewards.get(v, 0) for v in kept}
+        self.arms = {v: arms.get(v) or Evidence(event=self.events) for v in kept}
         for context, arms in self.contexts.items():
             self.contexts[context] = {v: e for v, e in arms.items() if v in kept}
 

@@ -22,6 +22,7 @@ from gateway.registry.decisions import wanted
 from gateway.registry.differences import differences
 from gateway.registry.records import Change, Signature, Tensor
 from gateway.registry.registry import Registry
+from gateway.registry.view import wanted_with
 from gateway.traffic.table import (
     Arm,
     Guardrail,
@@ -32,6 +33,7 @@ from gateway.traffic.table import (
     Rule,
     Shadow,
     Source,
+    Span,
 )
 
 from .registries import by, candidate, only, opened, split
@@ -173,6 +175,58 @@ def test_the_champion_alias_rolls_traffic_forward_and_back(three: Registry) -> N
         three.set_alias("m", "champion", 2, by())
 
 
+def test_a_champion_of_a_sticky_table_owns_every_bucket(three: Registry) -> None:
+    sticky = Policy(PolicyKind.STICKY)
+    unit = Source("metadata", "user")
+    table = split(0.7, 0.3, policy=sticky, unit=unit)
+    three.set_traffic("m", table, by())
+    three.set_traffic("m", replace(table, arms=only(1)), by())
+    three.set_alias("m", "champion", 2, by())
+    assert three.traffic("m").buckets == (Span(2, 10_000),)
+    assert three.rollback("m", by()).seq
+    assert three.traffic("m").buckets == (Span(1, 10_000),)
+
+
+def test_owners_of_buckets_are_made_from_those_in_force(three: Registry) -> None:
+    """And are no part of what was asked: a repetition is one, whatever came after."""
+    sticky = {"policy": Policy(PolicyKind.STICKY), "unit": Source("metadata", "user")}
+    wrong = (Span(1, 10_000),)
+    change = by(operation_id="op", expected_revision=1)
+    asked = split(0.7, 0.3, buckets=wrong, **sticky)
+    first = three.set_traffic("m", asked, change)
+    assert three.traffic("m").buckets == (Span(1, 7000), Span(2, 3000))
+    three.set_traffic("m", split(0.5, 0.5, **sticky), by())
+    assert three.set_traffic("m", asked, change) == first
+    assert three.set_traffic("m", replace(asked, buckets=()), change) == first
+
+
+def test_what_is_so_already_is_no_change(three: Registry) -> None:
+    three.approve("m", 1, by("bob"))
+    three.set_alias("m", "blue", 1, by())
+    three.set_traffic("m", split(0.5, 0.5), by())
+    before, entries = three.model("m"), three.verify().entries
+    for done in (
+        three.approve("m", 1, by("bob")),
+        three.set_alias("m", "blue", 1, by()),
+        three.set_traffic("m", split(0.5, 0.5), by()),
+        three.freeze("m", False, by()),
+        three.require_approval("m", False, by()),
+        three.import_versions("m", [candidate("a", version=1)], by()),
+        three.freeze("m", False, by(dry_run=True)),
+    ):
+        assert (done.revision, done.seq, done.change) == (before.revision, 0, ())
+        assert not done.refusal
+    assert (three.model("m"), three.verify().entries) == (before, entries)
+
+
+def test_a_change_that_was_prepared_is_refused_after_another(three: Registry) -> None:
+    seen = by(seen_revision=1, operation_id="op")
+    first = three.set_alias("m", "blue", 1, seen)
+    with pytest.raises(RevisionConflict, match="at revision 2, not 1"):
+        three.set_alias("m", "blue", 2, by(seen_revision=1))
+    assert three.set_alias("m", "blue", 1, by(operation_id="op")) == first
+
+
 def test_a_promoted_shadow_shadows_no_more(three: Registry) -> None:
     three.set_traffic(
         "m", ModelTraffic(arms=only(1), shadows=(Shadow(2), Shadow(3))), by()
@@ -202,6 +256,7 @@ def test_setting_traffic_keeps_aliases_and_counts_the_revision(three: Registry) 
 def test_traffic_that_cannot_be_served_is_refused(three: Registry) -> None:
     for traffic, kind in (
         (split(0.5, 0.4), InvalidRequest),
+        (ModelTraffic(), InvalidRequest),
         (ModelTraffic(shadows=(Shadow(1),)), InvalidRequest),
         (ModelTraffic(arms=only(1), shadows=(Shadow(9),)), UnknownModel),
     ):
@@ -265,17 +320,17 @@ def test_approval_is_needed_before_any_share(registry: Registry) -> None:
     registry.set_alias("m", "champion", 1, by())
     rules = (Rule(2, key="group", value="beta"),)
     thompson = Policy(PolicyKind.THOMPSON)
-    for traffic in (
-        split(0.9, 0.1),
-        split(1.0, 0.0, rules=rules),
-        split(1.0, 0.0, policy=thompson),
-    ):
+    for traffic in (split(0.9, 0.1), split(1.0, 0.0)):
         with pytest.raises(ChangeRefused, match="version 2 is not approved"):
             registry.set_traffic("m", traffic, by())
-    registry.set_traffic("m", split(1.0, 0.0), by())
+    with pytest.raises(ChangeRefused, match="version 2 is not approved"):
+        registry.set_alias("m", "best", 2, by())
+    assert wanted_with(registry.model("m"), [2], []) == ((1,), ())
     shadowed = ModelTraffic(arms=only(1), shadows=(Shadow(2),))
     registry.set_traffic("m", shadowed, by())
     assert wanted(registry.model("m")) == ((1, 2), (2,))
+    # Whatever else asks for it, it shadows, and answers nobody.
+    assert wanted_with(registry.model("m"), [1, 2], [2]) == ((1, 2), (2,))
     registry.approve("m", 2, by("bob"))
     registry.set_traffic("m", split(0.9, 0.1, policy=thompson, rules=rules), by())
     registry.require_approval("m", False, by())
@@ -287,6 +342,10 @@ def test_approval_cannot_be_required_over_unapproved_arms(three: Registry) -> No
     with pytest.raises(ChangeRefused, match="version 3 is not approved"):
         three.require_approval("m", True, by())
     three.approve("m", 3, by("bob"))
+    three.set_alias("m", "blue", 1, by())
+    with pytest.raises(ChangeRefused, match="version 1 is not approved"):
+        three.require_approval("m", True, by())
+    three.remove_alias("m", "blue", by())
     assert three.require_approval("m", True, by()).change == ("require approval: yes",)
     assert three.model("m").require_approval
     assert wanted(three.model("m")) == ((3,), ())

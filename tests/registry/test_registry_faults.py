@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.errors import GatewayError, RegistryUnavailable
+from gateway.errors import GatewayError, RegistryUnavailable, UnknownModel
 from gateway.registry.database import Database
 from gateway.registry.decisions import wanted
 from gateway.registry.records import Change, Model
@@ -207,8 +207,7 @@ class Machine(RuleBasedStateMachine):
 
     def allowed(self, arms: tuple[Arm, ...]) -> bool:
         return all(0 < arm.version <= self.count for arm in arms) and (
-            not self.required
-            or all(arm.version in self.approved for arm in arms if arm.share)
+            not self.required or all(arm.version in self.approved for arm in arms)
         )
 
     def decided(self, arms: tuple[Arm, ...]) -> None:
@@ -220,15 +219,26 @@ class Machine(RuleBasedStateMachine):
 
     def attempt(self, work: object, fits: bool) -> bool:
         change: Change = by("ada", "test", expected_revision=self.revision)
+        before = self.state()
         try:
-            work(change)  # type: ignore[operator]
+            done = work(change)  # type: ignore[operator]
         except GatewayError as error:
             if fits:
                 raise AssertionError(f"refused: {error}") from error
             return False
         assert fits
-        self.revision += 1
+        # What is so already is no change.
+        assert (done.seq > 0) == (self.state() != before)
+        self.revision += done.seq > 0
         return True
+
+    def state(self) -> object:
+        """Return what the model is, but for the number of its revision."""
+        try:
+            model: Model = self.registry.model("m")
+        except UnknownModel:
+            return None
+        return replace(model, revision=0, traffic=replace(model.traffic, revision=0))
 
     @rule(more=st.integers(1, 2))
     def import_some(self, more: int) -> None:
@@ -242,7 +252,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.count)
     @rule(version=st.integers(1, 6), alias=st.sampled_from(["a", "b"]))
     def alias(self, version: int, alias: str) -> None:
-        fits = version <= self.count
+        fits = version <= self.count and (not self.required or version in self.approved)
         if self.attempt(
             lambda c: self.registry.set_alias("m", alias, version, c), fits
         ):
@@ -280,7 +290,8 @@ class Machine(RuleBasedStateMachine):
     @rule(required=st.booleans())
     def require(self, required: bool) -> None:
         kept, self.required = self.required, required
-        fits = self.allowed(self.arms)
+        named = {v for name, v in self.aliases.items() if name != "latest"}
+        fits = self.allowed(self.arms) and (not required or named <= self.approved)
         if not self.attempt(
             lambda c: self.registry.require_approval("m", required, c), fits
         ):
@@ -305,14 +316,17 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(GatewayError, match=f"at revision {self.revision}"):
             self.registry.set_alias("m", "a", 1, change)
 
-    @precondition(lambda self: self.count)
-    @rule()
-    def repeat(self) -> None:
+    @precondition(lambda self: self.count and not (self.required and not self.approved))
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        free = self.approved if self.required else range(1, self.count + 1)
+        version = data.draw(st.sampled_from(sorted(free)))
         change = by(operation_id=f"op {self.revision}")
-        first = self.registry.set_alias("m", "a", 1, change)
-        assert self.registry.set_alias("m", "a", 1, change) == first
-        self.aliases["a"] = 1
-        self.revision += 1
+        first = self.registry.set_alias("m", "a", version, change)
+        assert self.registry.set_alias("m", "a", version, change) == first
+        assert bool(first.seq) == (self.aliases.get("a") != version)
+        self.aliases["a"] = version
+        self.revision += first.seq > 0
 
     @rule()
     def reopen(self) -> None:

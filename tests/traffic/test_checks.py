@@ -20,6 +20,7 @@ from gateway.traffic.table import (
 )
 
 TABLE = ModelTraffic(1, (Arm(1, Role.CHAMPION, 1.0), Arm(2, Role.CHALLENGER, 0.0)))
+USER = Source("metadata", "x-user")
 COUNTRY = Source("parameter", "country")
 
 
@@ -34,6 +35,12 @@ COUNTRY = Source("parameter", "country")
         ({"unit": Source("metadata", "x user")}, "unit and segments: metadata key"),
         ({"unit": Source("header", "x-user")}, "'header:x-user'"),
         ({"segments": (COUNTRY, COUNTRY)}, "segments: one is there twice"),
+        ({"segments": (COUNTRY,), "unit": COUNTRY}, "segments: one is there twice"),
+        ({"unit": Source("parameter", "priority")}, "'priority' means something"),
+        ({"segments": (Source("parameter", "timeout"),)}, "'timeout' means something"),
+        ({"unit": Source("parameter", "triton_x")}, "'triton_x' means something"),
+        ({"unit": USER, "rules": (Rule(2, frozenset({"u" * 257})),)}, "rules: a unit"),
+        ({"unit": USER, "rules": (Rule(2, frozenset({""})),)}, "rules: a unit"),
         ({"guardrails": (Guardrail("foo", 1.0),)}, "guardrails: 'foo' is not watched"),
         ({"guardrails": (Guardrail("error_rate", 0),)}, "guardrails: the limit"),
         ({"shadows": (Shadow(2),)}, "shadows: version 2 is an arm"),

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from gateway.controller.learning import Learner, Reward
+from gateway.controller.learning import (
+    MAX_EARLIER,
+    STATE,
+    Learner,
+    Reward,
+    state_from,
+)
 from gateway.errors import InvalidRequest
 from gateway.traffic.offline import Unanswerable
 from gateway.traffic.table import (
@@ -85,3 +91,70 @@ def test_an_arm_that_was_not_tried_goes_by_its_version() -> None:
     learner.reward([reward()] * 200)
     with pytest.raises(Unanswerable, match="version 2 was never chosen, so"):
         learner.estimate({2: 1.0})
+
+
+def _shares(learner: Learner) -> list[float]:
+    return [arm["weight"] for arm in learner.describe()["arms"]]
+
+
+def _decide(*versions: int, frozen: bool = False) -> ModelTraffic:
+    first, *others = versions
+    arms = [
+        Arm(first, Role.CHAMPION, 1.0),
+        *(Arm(v, Role.CHALLENGER, 0) for v in others),
+    ]
+    policy = Policy(PolicyKind.THOMPSON, floor=0.05)
+    return ModelTraffic(arms=tuple(arms), policy=policy, frozen=frozen)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_rollback_brings_back_what_was_learnt(frozen: bool, restarted: bool) -> None:
+    learner = Learner(_decide(1, 2), None, 5)
+    learner.reward([reward(version=2, segments=())] * 50)
+    learner.reward([reward(version=1, reward=0.0, segments=())] * 50)
+    learner.refresh(0.0)
+    before, arms = _shares(learner), learner.describe()["arms"]
+    assert before[1] > 0.9
+    learner.adopt(_decide(3), 6)
+    assert _shares(learner) == [1.0]
+    if restarted:
+        state = state_from(STATE.dump_json(learner.state))
+        learner = Learner(_decide(3), state, 6)
+    learner.adopt(_decide(1, 2, frozen=frozen), 5)
+    assert _shares(learner) == before
+    assert learner.describe()["arms"] == arms
+    learner.reward([reward(version=2, reward=0.0, segments=())] * 50)
+    learner.refresh(10.0)
+    assert (_shares(learner) == before) == frozen, "it goes on from there"
+
+
+def test_the_same_arms_decided_on_anew_begin_anew() -> None:
+    learner = Learner(_decide(1, 2), None, 5)
+    learner.reward([reward(version=2, segments=())] * 50)
+    learner.refresh(0.0)
+    learner.adopt(_decide(3), 6)
+    learner.adopt(_decide(1, 2), 7)
+    assert _shares(learner) == [1.0 - 0.05, 0.05]
+    assert [arm["rewards"] for arm in learner.describe()["arms"]] == [0, 0]
+
+
+def test_of_earlier_decisions_only_the_last_are_known() -> None:
+    learner = Learner(_decide(1, 2), None, 1)
+    for decision in range(2, 100):
+        learner.adopt(_decide(1, 2 + decision), decision)
+    assert [*learner.state.earlier] == [*range(99 - MAX_EARLIER, 99)]
+
+
+def test_weights_that_are_none_are_refused() -> None:
+    learner = Learner(_decide(1, 2), None, 1)
+    learner.adopt(_decide(1, 3), 2)
+    learner.adopt(_decide(1, 4), 3)
+    for weights in (learner.state.weights, learner.state.earlier[2].weights):
+        assert weights is not None
+        body = STATE.dump_json(learner.state)
+        spoilt = body.replace(b"0.95", b"0.96", 1)
+        assert spoilt != body
+        with pytest.raises(ValueError, match="weights"):
+            state_from(spoilt)
+        learner.state.weights = None  # then those of an earlier one are the first

@@ -87,13 +87,19 @@ class Call:
 class Service:
     """An inference service without workers, whose versions 1 to 3 are ready."""
 
-    def __init__(self, traffic: ModelTraffic | None, *states: State) -> None:
+    def __init__(
+        self, traffic: ModelTraffic | None, *states: State, **others: ModelTraffic
+    ) -> None:
         self.loop = FakeLoop()
         versions = dict(enumerate(states or (State.READY,) * 3, 1))
         entries = {
             version: entry(version, state) for version, state in versions.items()
         }
-        catalogue = Catalogue(ready=True, models={"m": ModelEntry("m", entries)})
+        names = ("m", *others)
+        models = {name: ModelEntry(name, entries) for name in names}
+        catalogue = Catalogue(ready=True, models=models)
+        for name, table in others.items():
+            catalogue = catalogue.with_traffic(name, table)
         if traffic is not None:
             traffic.check()
             catalogue = catalogue.with_traffic("m", traffic)
@@ -178,22 +184,22 @@ def test_new_weights_are_in_force_at_once_and_forget_no_plan() -> None:
     service = Service(ModelTraffic(arms=arms(1, 0), policy=policy))
     assert service.ask().choice.version == 1  # type: ignore[union-attr]
     plans = dict(service.infer._plans)
-    service.infer.reweigh("m", Weights(4, (0.0, 1.0)))
+    service.infer.routers.reweigh("m", Weights(4, (0.0, 1.0)))
     choice = service.ask().choice
     assert choice is not None
     assert (choice.version, choice.propensity, choice.snapshot) == (2, 1.0, 4)
     assert service.infer._plans == plans
-    assert service.infer.arms() == {"m": {1: 1, 2: 1}}
+    assert service.infer.routers.arms() == {"m": {1: 1, 2: 1}}
 
 
 def test_a_new_table_starts_over() -> None:
     service = Service(ModelTraffic(arms=arms(1, 0), policy=Policy(PolicyKind.THOMPSON)))
-    service.infer.reweigh("m", Weights(4, (0.0, 1.0)))
+    service.infer.routers.reweigh("m", Weights(4, (0.0, 1.0)))
     assert service.ask().choice.version == 2  # type: ignore[union-attr]
     table = ModelTraffic(revision=2, arms=arms(1, 0))
     service.state.swap(service.state.catalogue.with_traffic("m", table))
     assert service.ask().choice.version == 1  # type: ignore[union-attr]
-    assert service.infer.arms() == {"m": {1: 1, 2: 1}}, "counts survive"
+    assert service.infer.routers.arms() == {"m": {1: 1, 2: 1}}, "counts survive"
 
 
 @pytest.mark.parametrize("down", [State.LOADING, State.UNAVAILABLE])
@@ -282,6 +288,19 @@ class TestRules:
         assert exchange.choice.propensity == 1
         assert exchange.context.unit == call.values.get("x-user", "")
 
+    def test_what_they_send_is_counted_apart(self) -> None:
+        service = Service(self.traffic)
+        for call in (Call(), Call(x_user="ann"), Call(x_user="bob"), Call()):
+            service.ask(call)
+        routers = service.infer.routers
+        assert routers.arms() == {"m": {1: 2, 2: 2, 3: 0}}
+        assert routers.arms(ruled=True) == {"m": {1: 0, 2: 2, 3: 0}}
+        service.state.swap(service.state.catalogue)
+        for call in (Call(), Call(x_user="ann")):
+            service.ask(call)
+        assert routers.arms() == {"m": {1: 3, 2: 3, 3: 0}}
+        assert routers.arms(ruled=True) == {"m": {1: 0, 2: 3, 3: 0}}
+
     def test_of_an_arm_that_does_not_serve_they_do_not_hold(self) -> None:
         service = Service(self.traffic, State.READY, State.LOADING, State.READY)
         assert service.ask(Call(x_user="ann")).plan.entry.version == 1
@@ -329,6 +348,34 @@ class TestSticky:
         service.state.swap(whole)
         assert [service.ask(Call(x_user=name)).choice for name in names] == before
 
+    def test_a_unit_of_another_model_is_a_value_like_any_other(self) -> None:
+        """Were it cut out of the form, all would be served as the first one was."""
+        segments = (Source("parameter", "user"),)
+        traffic = ModelTraffic(arms=arms(0.5, 0.5), segments=segments)
+        for table in (traffic, None):
+            service = Service(table, other=self.traffic(UNIT))
+            for turn in range(3):
+                for user in ("ann", "bob", "carl"):
+                    found = service.ask(user=text(user))
+                    assert found.context.segments == ((user,) if table else ())
+                    missing = service.ask()
+                    assert missing.context.segments == (("",) if table else ())
+                    named = request("2", user=text(user))
+                    asked = service.infer.begin(UnaryExchange, named, 0, Call())
+                    assert asked.plan.entry.version == 2
+                    asked.cancel()
+                if not turn:
+                    forms = len(service.infer._plans)
+            assert len(service.infer._plans) == forms, "each is seen first once"
+
+    def test_another_models_unit_hides_nothing_of_the_protocol(self) -> None:
+        """A table from before such units were refused, say."""
+        table = replace(self.traffic(UNIT), unit=Source("parameter", "timeout"))
+        service = Service(ModelTraffic(arms=arms(1)), other=table)
+        for timeout_us in (1, 2, 3, 1, 2, 3):
+            found = service.ask(timeout=InferParameter(int64_param=timeout_us))
+            assert found.plan.queue_timeout_ns == timeout_us * 1000
+
     def test_a_request_without_a_unit_is_drawn(self) -> None:
         service = Service(self.traffic(USER))
         exchanges = [service.ask() for _ in range(100)]
@@ -346,7 +393,7 @@ class TestSegments:
     def test_each_has_weights_of_its_own(self) -> None:
         service = Service(self.traffic)
         weights = Weights(2, (1.0, 0.0), {"se\x1fgold": (0.0, 1.0)})
-        service.infer.reweigh("m", weights)
+        service.infer.routers.reweigh("m", weights)
         gold = Call(x_tier="gold")
         for _ in range(3):
             there = service.ask(gold, country=text("se"))

@@ -209,6 +209,10 @@ reports = st.fixed_dictionaries(
             st.sampled_from(["m", "x"]),
             st.dictionaries(st.sampled_from(["1", "2"]), counts),
         ),
+        "ruled": st.dictionaries(
+            st.sampled_from(["m", "x"]),
+            st.dictionaries(st.sampled_from(["1", "2"]), counts),
+        ),
         "shadows": st.dictionaries(
             st.sampled_from(["2/m", "3/x/y"]),
             st.fixed_dictionaries(
