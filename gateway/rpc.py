@@ -42,6 +42,13 @@ class Call(Protocol):
     def metadata_bytes(self, key: str) -> bytes | None:
         """Return a binary request header (key ends in ``-bin``), or ``None``."""
 
+    def peer(self) -> str:
+        """Return who is at the other end, as the kernel knows it.
+
+        ``uid 1000 (ada)`` over a Unix socket, else the address; empty if neither is
+        known.
+        """
+
     def reply(self, message: bytes) -> None:
         """Send the one response with status OK."""
 

@@ -40,12 +40,15 @@ def show_audit(
     if as_json:
         print_json(entries)
         return
-    table = columns("SEQ", "TIME", "ACTOR", "ACTION", "MODEL", "REVISION", "REASON")
+    table = columns(
+        "SEQ", "TIME", "ACTOR", "PEER", "ACTION", "MODEL", "REVISION", "REASON"
+    )
     for entry in entries:
         table.add_row(
             str(entry["seq"]),
             entry["time"],
             escape(entry["actor"]),
+            escape(entry["evidence"].get("peer", "")),
             entry["action"],
             escape(entry["model"]),
             f"{entry['from_revision']} -> {entry['to_revision']}",

@@ -24,9 +24,11 @@ class Handlers:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def unary(
-        self, request_type: type[_Q], method: Callable[[_Q], Awaitable[Message]]
+        self, request_type: type[_Q], method: Callable[[_Q, str], Awaitable[Message]]
     ) -> Callable[[Call, bytes], None]:
         """Return a handler that parses, awaits and answers.
+
+        `method` gets the request, and who asks (`gateway.rpc.Call.peer`).
 
         A client that goes away does not stop what it asked for: a change that has
         begun ends as it would have.
@@ -48,10 +50,10 @@ class Handlers:
         return handle
 
     async def _run(
-        self, call: Call, method: Callable[[_Q], Awaitable[Message]], request: _Q
+        self, call: Call, method: Callable[[_Q, str], Awaitable[Message]], request: _Q
     ) -> None:
         try:
-            reply = await method(request)
+            reply = await method(request, call.peer())
         except GatewayError as error:
             call.fail(error)
         except Exception:  # the edge: no text of ours reaches a client

@@ -85,6 +85,7 @@ class AdminService:
     async def _change(
         self,
         asked: pb.Change,
+        peer: str,
         work: Callable[[str, Change], Changed],
         needs: Callable[[str], ModelTraffic] | None = None,
         *,
@@ -98,6 +99,7 @@ class AdminService:
 
         Args:
             asked: Who, why, from where.
+            peer: Who asks, as the kernel knows it.
             work: Records it; of a dry run, says what it would do.
             needs: Returns the traffic that is to be in force; ``None``: as now.
             patient: Answer when all that is on record is loaded, and say what could
@@ -107,7 +109,7 @@ class AdminService:
             raise InvalidRequest("change.model: name the model")
         if not asked.reason.strip():
             raise InvalidRequest("change.reason: say why, for the audit log (--reason)")
-        change, model = _change_of(asked), asked.model
+        change, model = _change_of(asked, peer), asked.model
         rehearsed = await self._disk(lambda: work(model, replace(change, dry_run=True)))
         wanted = None
         if needs is not None and not rehearsed.refusal:
@@ -131,7 +133,7 @@ class AdminService:
         note = await traffic.settle(model)
         return _response(done, fronts, *([note] if note else []))
 
-    async def _import(self, request: pb.ImportRequest) -> pb.ChangeResponse:
+    async def _import(self, request: pb.ImportRequest, peer: str) -> pb.ChangeResponse:
         metadata = _document(request.metadata_json or "{}", "metadata")
         source = request.source
         if not source:
@@ -149,16 +151,19 @@ class AdminService:
         ]
         return await self._change(
             request.change,
+            peer,
             lambda model, change: self._registry.import_versions(
                 model, candidates, change
             ),
         )
 
-    async def _set_alias(self, request: pb.SetAliasRequest) -> pb.ChangeResponse:
+    async def _set_alias(
+        self, request: pb.SetAliasRequest, peer: str
+    ) -> pb.ChangeResponse:
         registry, alias, version = self._registry, request.alias, request.version
         if not version:
             return await self._change(
-                request.change, lambda m, c: registry.remove_alias(m, alias, c)
+                request.change, peer, lambda m, c: registry.remove_alias(m, alias, c)
             )
 
         def needs(model: str) -> ModelTraffic:
@@ -166,24 +171,33 @@ class AdminService:
             return replace(now, arms=(*now.arms, Arm(version, Role.CHALLENGER, 0)))
 
         return await self._change(
-            request.change, lambda m, c: registry.set_alias(m, alias, version, c), needs
+            request.change,
+            peer,
+            lambda m, c: registry.set_alias(m, alias, version, c),
+            needs,
         )
 
-    async def _approve(self, request: pb.ApproveRequest) -> pb.ChangeResponse:
+    async def _approve(
+        self, request: pb.ApproveRequest, peer: str
+    ) -> pb.ChangeResponse:
         return await self._change(
             request.change,
+            peer,
             lambda m, c: self._registry.approve(m, request.version, c),
         )
 
     async def _require_approval(
-        self, request: pb.RequireApprovalRequest
+        self, request: pb.RequireApprovalRequest, peer: str
     ) -> pb.ChangeResponse:
         return await self._change(
             request.change,
+            peer,
             lambda m, c: self._registry.require_approval(m, request.required, c),
         )
 
-    async def _set_traffic(self, request: pb.SetTrafficRequest) -> pb.ChangeResponse:
+    async def _set_traffic(
+        self, request: pb.SetTrafficRequest, peer: str
+    ) -> pb.ChangeResponse:
         document = _document(request.traffic_json, "traffic")
         try:
             traffic = MODEL_TRAFFIC.validate_python(document)
@@ -193,20 +207,25 @@ class AdminService:
             raise InvalidRequest(f"traffic: {place}: {first['msg']}") from None
         return await self._change(
             request.change,
+            peer,
             lambda m, c: self._registry.set_traffic(m, traffic, c),
             lambda _: traffic,
         )
 
-    async def _freeze(self, request: pb.FreezeRequest) -> pb.ChangeResponse:
+    async def _freeze(self, request: pb.FreezeRequest, peer: str) -> pb.ChangeResponse:
         return await self._change(
             request.change,
+            peer,
             lambda m, c: self._registry.freeze(m, request.frozen, c),
         )
 
-    async def _rollback(self, request: pb.RollbackRequest) -> pb.ChangeResponse:
+    async def _rollback(
+        self, request: pb.RollbackRequest, peer: str
+    ) -> pb.ChangeResponse:
         registry, revision = self._registry, request.to_revision or None
         return await self._change(
             request.change,
+            peer,
             lambda m, c: registry.rollback(m, c, to_revision=revision),
             lambda m: registry.earlier(m, revision),
             patient=False,
@@ -214,7 +233,7 @@ class AdminService:
 
     # -- looking ----------------------------------------------------------------
 
-    async def _show(self, request: pb.ShowRequest) -> pb.ShowResponse:
+    async def _show(self, request: pb.ShowRequest, _peer: str) -> pb.ShowResponse:
         registry = self._registry
 
         def work() -> list[dict[str, Any]]:
@@ -223,13 +242,15 @@ class AdminService:
 
         return pb.ShowResponse(json=json.dumps(await self._disk(work)))
 
-    async def _show_traffic(self, request: pb.ShowRequest) -> pb.ShowResponse:
+    async def _show_traffic(
+        self, request: pb.ShowRequest, _peer: str
+    ) -> pb.ShowResponse:
         names = [request.model] if request.model else self._traffic.names()
         sums = await self._traffic.counted()
         shown = [self._traffic.describe(name, sums) for name in names]
         return pb.ShowResponse(json=json.dumps(shown))
 
-    async def _reward(self, request: pb.RewardRequest) -> pb.RewardResponse:
+    async def _reward(self, request: pb.RewardRequest, _peer: str) -> pb.RewardResponse:
         items = [
             Reward(
                 item.version,
@@ -244,14 +265,18 @@ class AdminService:
         taken, ignored = self._traffic.reward(request.model, items)
         return pb.RewardResponse(taken=taken, ignored=ignored)
 
-    async def _decisions(self, request: pb.DecisionsRequest) -> pb.ShowResponse:
+    async def _decisions(
+        self, request: pb.DecisionsRequest, _peer: str
+    ) -> pb.ShowResponse:
         if not request.model:
             raise InvalidRequest("model: name the model")
         limit = min(request.limit or 100, MAX_PAGE)
         found = await self._traffic.decisions(request.model, limit)
         return pb.ShowResponse(json=json.dumps(found))
 
-    async def _estimate(self, request: pb.EstimateRequest) -> pb.ShowResponse:
+    async def _estimate(
+        self, request: pb.EstimateRequest, _peer: str
+    ) -> pb.ShowResponse:
         shares = _document(request.shares_json, "shares")
         try:
             wanted = {int(version): float(share) for version, share in shares.items()}
@@ -260,7 +285,7 @@ class AdminService:
         found = self._traffic.estimate(request.model, wanted)
         return pb.ShowResponse(json=json.dumps(found))
 
-    async def _audit(self, request: pb.AuditRequest) -> pb.AuditResponse:
+    async def _audit(self, request: pb.AuditRequest, _peer: str) -> pb.AuditResponse:
         entries = await self._disk(
             lambda: self._registry.history(
                 request.model or None,
@@ -284,14 +309,15 @@ def _the_one(found: Sequence[Import], model: str) -> Import:
     )
 
 
-def _change_of(asked: pb.Change) -> Change:
+def _change_of(asked: pb.Change, peer: str) -> Change:
     expected = asked.expected_revision if asked.HasField("expected_revision") else None
     return Change(
-        actor=asked.actor or "unknown",
+        actor=asked.actor or peer or "unknown",
         reason=asked.reason.strip(),
         expected_revision=expected,
         operation_id=asked.operation_id,
         dry_run=asked.dry_run,
+        peer=peer,
     )
 
 

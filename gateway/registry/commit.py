@@ -84,6 +84,7 @@ def commit(database: Database, proposal: Proposal, unix_ns: int) -> Changed:
             evidence={
                 "given": change.evidence,
                 "operation": change.operation_id or uuid.uuid4().hex,
+                "peer": change.peer,
                 "request": request,
                 "change": rows.described(old, new),
                 "versions": versions,

@@ -185,8 +185,11 @@ class Change:
             the first; empty: each call is a change of its own.
         evidence: JSON object for the audit log.
         dry_run: Say what would happen, and change nothing.
+        peer: Who asks, as the kernel knows it; goes into the audit log.
         seen_revision: The revision that it was prepared for, by whoever carries it
-            out; ``None``: it needed no preparation. Repetitions may differ in it.
+            out; ``None``: it needed no preparation.
+
+    Repetitions of an operation may differ in the last two.
     """
 
     actor: str
@@ -195,6 +198,7 @@ class Change:
     operation_id: str = ""
     evidence: Mapping[str, JsonValue] = field(default_factory=dict)
     dry_run: bool = False
+    peer: str = ""
     seen_revision: int | None = None
 
 

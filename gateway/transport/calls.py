@@ -87,6 +87,10 @@ class Call(Stream):
         value = self.metadata(key)
         return None if value is None else decode_binary(value.encode("latin-1"))
 
+    def peer(self) -> str:
+        """Return who is at the other end; see `gateway.rpc.Call`."""
+        return self.owner.peer()
+
     def expire(self) -> None:
         """End the call: its deadline passed before its handler was done."""
         raise NotImplementedError

@@ -86,11 +86,13 @@ class GrpcConnection:
     Attributes:
         http2: The HTTP/2 half.
         senders: Streaming calls to tell what still waits, once it is written.
+        peer: Returns who is at the other end; see `gateway.rpc.Call`.
     """
 
     def __init__(self, server: GrpcServer, wake: Callable[[], None]) -> None:
         self.server = server
         self.senders: list[StreamingCall] = []
+        self.peer: Callable[[], str] = str
         self._held = 0
         self._pinged_ns = 0
         self._progress = -1

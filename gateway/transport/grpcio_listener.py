@@ -29,6 +29,7 @@ _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 class _Context(Protocol):
     """The part of grpc.aio's ServicerContext in use."""
 
+    def peer(self) -> str: ...
     def time_remaining(self) -> float | None: ...
     def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]: ...
     async def read(self) -> Any: ...  # noqa: ANN401
@@ -57,6 +58,10 @@ class _Headers:
     def metadata_bytes(self, key: str) -> bytes | None:
         value = self._header(key)
         return value if isinstance(value, bytes) else None
+
+    def peer(self) -> str:
+        kind, _, address = self._context.peer().partition(":")
+        return address if kind in {"ipv4", "ipv6"} else ""
 
     def _header(self, key: str) -> str | bytes | None:
         for name, value in self._context.invocation_metadata() or ():

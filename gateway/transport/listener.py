@@ -18,7 +18,7 @@ from gateway.config import GrpcConfig
 from gateway.logs import get_logger
 from gateway.rpc import Methods
 from gateway.transport.grpc import GrpcConnection, GrpcServer
-from gateway.transport.sockets import bind, bind_unix
+from gateway.transport.sockets import bind, bind_unix, peer_of
 from gateway.transport.streams import Limits, TransportStatistics
 from gateway.transport.tls import Certificates
 
@@ -263,7 +263,11 @@ class ServerConnection(asyncio.Protocol):
         self._cut_ns = 0
         self._drain_ns = 0
         self.grpc = GrpcConnection(listener.server, self._wake)
+        self.grpc.peer = self._peer
         self._http2 = self.grpc.http2
+
+    def _peer(self) -> str:
+        return "" if self._transport is None else peer_of(self._transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the client's preface: ours is written once it is there."""

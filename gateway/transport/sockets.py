@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pwd
 import socket
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 from gateway.preflight import unix_fault, unix_in_use
+
+_UCRED = struct.Struct("3i")
+"""``struct ucred``: pid, uid, gid (unix(7), SO_PEERCRED)."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -52,3 +59,16 @@ def bind_unix(path: Path, *, private: bool) -> socket.socket:
         if before is not None:
             os.umask(before)
     return sock
+
+
+def peer_of(transport: asyncio.BaseTransport) -> str:
+    """Return who is at the other end of a connection; see `gateway.rpc.Call.peer`."""
+    sock = transport.get_extra_info("socket")
+    if sock.family != socket.AF_UNIX:
+        host, port, *_ = transport.get_extra_info("peername") or ("", 0)
+        return f"{host}:{port}"
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(raw)
+    with suppress(KeyError):
+        return f"uid {uid} ({pwd.getpwuid(uid).pw_name})"
+    return f"uid {uid}"

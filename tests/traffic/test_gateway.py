@@ -250,6 +250,21 @@ def test_what_is_refused_changes_nothing(served: Served) -> None:
     assert served.drawn(20) == {1: 20}
 
 
+def test_the_audit_log_knows_who_was_at_the_other_end(served: Served) -> None:
+    """Whoever they said they were."""
+    served.set({1: 1.0})
+    change = served.change(actor="the queen")
+    served.admin.set_traffic(change, table({2: 1.0}))
+    (entry,) = served.admin.audit(MODEL, limit=1)
+    assert entry["actor"] == "the queen"
+    assert entry["evidence"]["peer"].split(" (")[0] == f"uid {os.getuid()}"
+    change = served.change()
+    change.actor = ""
+    served.admin.set_traffic(change, table({1: 1.0}))
+    (entry,) = served.admin.audit(MODEL, limit=1)
+    assert entry["actor"] == entry["evidence"]["peer"]
+
+
 def test_an_operation_that_is_repeated_is_done_once(served: Served) -> None:
     served.set({1: 1.0})
     change = served.change(operation_id="promote-2")

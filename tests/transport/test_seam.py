@@ -64,8 +64,18 @@ def headers(call: Call, message: bytes) -> None:
     call.reply(repr((text, raw, absent)).encode())
 
 
+def peer(call: Call, message: bytes) -> None:
+    """Answer with who asks."""
+    call.reply(call.peer().encode())
+
+
 METHODS = Methods(
-    unary={"/test.S/Echo": echo, "/test.S/Fails": fails, "/test.S/Headers": headers},
+    unary={
+        "/test.S/Echo": echo,
+        "/test.S/Fails": fails,
+        "/test.S/Headers": headers,
+        "/test.S/Peer": peer,
+    },
     streams={"/test.S/Stream": Stream},
 )
 
@@ -94,6 +104,14 @@ async def test_a_unary_call_carries_the_handlers_metadata(
     assert await call == b"message"
     assert pairs(await call.initial_metadata()) == set(INITIAL)
     assert pairs(await call.trailing_metadata()) == set(TRAILING)
+
+
+async def test_a_call_says_who_asks(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        said = await channel.unary_unary("/test.S/Peer")(b"", timeout=10)
+    host, _, said_port = said.decode().rpartition(":")
+    assert host == "127.0.0.1"
+    assert int(said_port) not in {0, int(address.split(":")[1])}
 
 
 async def test_a_failed_call_carries_the_handlers_metadata_and_the_pushback(
