@@ -22,6 +22,8 @@ from gateway.errors import (
 from gateway.traffic.table import LATEST, ModelTraffic, Weights
 from workers.spec import ModelSpec
 
+SHADOW_SUFFIX = ":shadow"
+"""Of a model's name in the counters of its shadows, which are not the model's."""
 UNLOADED = "unloaded"
 """Reason of a version that somebody took out of service."""
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from gateway.catalogue import SHADOW_SUFFIX
 from gateway.config import AdmissionConfig, BatchingConfig
 from gateway.errors import InvalidRequest, LoadFailed, UnknownModel, unknown_model
 from gateway.protocol.model_config_pb2 import ModelConfig
@@ -218,6 +219,8 @@ def name_fault(name: str) -> str:
         return "must have 1 to 255 bytes"
     if name.startswith("."):
         return "must not start with a dot"
+    if name.endswith(SHADOW_SUFFIX):
+        return f"must not end in '{SHADOW_SUFFIX}': counters of shadows have such names"
     if not name.isprintable() or set(name) & set("/\\"):
         return "must not hold path separators or control characters"
     return ""

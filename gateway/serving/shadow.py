@@ -14,7 +14,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from gateway.catalogue import Catalogue, VersionEntry
+from gateway.catalogue import SHADOW_SUFFIX, Catalogue, VersionEntry
 from gateway.errors import GatewayError
 from gateway.serving.admission import Admission
 from gateway.serving.dispatch import Dispatcher
@@ -32,8 +32,6 @@ BUSY_SHARE = 0.7
 """Share of a core this process may use before it makes no more copies."""
 BYTES_SHARE = 0.5
 """Share of the input bytes it may hold, likewise."""
-SUFFIX = ":shadow"
-"""Of a model's name in the counters of its shadows, which are not the model's."""
 _PERIOD_S = 0.1
 
 
@@ -114,7 +112,7 @@ class Shadows:
             if entry is None:
                 continue
             mirror = self._mirror(model, shadow, traffic)
-            queue = self._dispatcher.queue_for(model + SUFFIX, entry)
+            queue = self._dispatcher.queue_for(model + SHADOW_SUFFIX, entry)
             way = way_to(mirror, queue, primary)
             if way is None:
                 mirror.counts["incompatible"] += 1

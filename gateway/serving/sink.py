@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from gateway.serving.routing import Choice, Context
+from gateway.traffic.table import Role
 
 
 class Record(NamedTuple):
@@ -61,10 +62,13 @@ class MemorySink:
         self._records.append(record)
 
     def last(self, model: str, count: int) -> Iterator[Record]:
-        """Yield up to `count` records of a model, the latest first."""
+        """Yield the last `count` decisions of a model, the latest first.
+
+        What shadows made of them comes along, before them, and does not count.
+        """
         for record in reversed(self._records):
             if not count:
                 return
             if record.model == model:
-                count -= 1
+                count -= record.choice.role is not Role.SHADOW
                 yield record

@@ -17,7 +17,7 @@ from gateway.channel import Channel
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
 from gateway.supervision.counters import Counters
-from gateway.traffic.table import MODEL_TRAFFIC, WEIGHTS, ModelTraffic, Weights
+from gateway.traffic.table import MODEL_TRAFFIC, WEIGHTS, ModelTraffic, Role, Weights
 
 _log = get_logger("fronts")
 
@@ -129,12 +129,16 @@ class Fronts:
             front.channel.tell({"op": "weights", "model": model, "weights": value})
 
     async def decisions(self, model: str, count: int) -> list[dict[str, Any]]:
-        """Return the last decisions about a model over all fronts, latest first."""
+        """Return the last decisions about a model over all fronts, latest first.
+
+        What shadows made of them does not count.
+        """
         message = {"op": "decisions", "of": {"model": model, "count": count}}
         told = await self._ask_all(message)
         found = [d for answer in told if answer for d in answer["decisions"]]
         found.sort(key=lambda decision: decision["time"], reverse=True)
-        return found[:count]
+        made = [n for n, one in enumerate(found) if one["role"] != Role.SHADOW]
+        return found[: made[count - 1] + 1] if len(made) >= count else found
 
     async def released(self, handle: int) -> None:
         """Wait until no front uses a load that the catalogue no longer has."""

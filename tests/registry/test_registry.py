@@ -552,7 +552,9 @@ def test_models_do_not_disturb_each_other(three: Registry) -> None:
     assert three.names() == ("m", "n")
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a\\b", "a\n", "x" * 256])
+@pytest.mark.parametrize(
+    "name", ["", ".hidden", "a/b", "a\\b", "a\n", "x" * 256, "a:shadow"]
+)
 def test_impossible_model_names_are_refused(registry: Registry, name: str) -> None:
     with pytest.raises(InvalidRequest, match="model name"):
         registry.import_versions(name, [candidate()], by())

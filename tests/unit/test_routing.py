@@ -434,6 +434,20 @@ def test_records_are_kept_up_to_a_bound() -> None:
     assert (sink.offered, sink.forgotten) == (5, 2)
 
 
+def test_what_shadows_made_of_a_decision_comes_along() -> None:
+    sink = MemorySink(100)
+    choice, context = Service(ModelTraffic(arms=arms(1))).ask().choice, None
+    assert choice is not None
+    for number in range(4):
+        name = b"%d" % number
+        for role in (Role.CHAMPION, Role.SHADOW, Role.SHADOW):
+            made = choice._replace(role=role)
+            sink.offer(Record(name, "a", 0, 1, made, context))  # type: ignore[arg-type]
+    found = [(record.name, str(record.choice.role)) for record in sink.last("a", 2)]
+    assert [name for name, role in found if role == "champion"] == [b"3", b"2"]
+    assert len(found) == 6
+
+
 @pytest.mark.parametrize("where", [(), ("policy",), ("arms", 0), ("shadows", 0)])
 def test_a_field_that_nobody_knows_is_refused(where: tuple[Any, ...]) -> None:
     traffic = ModelTraffic(arms=arms(1.0), shadows=(Shadow(2),))
