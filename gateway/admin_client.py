@@ -20,13 +20,20 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 SERVICE = "/baton.v1.Admin/"
+_NO_SERVER = ("failed to connect", "dns resolution failed")
+_LOST = ("stream removed", "socket closed", "recvmsg", "sendmsg", "goaway",
+         "rst_stream", "keepalive", "ping timeout")  # fmt: skip
+"""What gRPC says, in any case, when it never reached a server, and when it lost one
+that had been asked: whether that was before or after the change, nobody knows."""
 _Reply = TypeVar("_Reply", bound="Message")
 
 
 class AdminClient:
     """One channel to one gateway's admin plane. Use as a context manager.
 
-    Every method raises `ClientError` when the call fails.
+    Every method raises `ClientError` when the call fails. Where a change may have been
+    made all the same, the message names its operation id: the same change with the same
+    id is made once, so ask again until there is an answer.
     """
 
     def __init__(self, address: str, *, timeout_s: float = 300.0) -> None:
@@ -142,7 +149,11 @@ class AdminClient:
 
     def decisions(self, model: str, limit: int = 100) -> list[dict[str, Any]]:
         """Return the last decisions about a model, latest first."""
-        return self._shown("Decisions", pb.DecisionsRequest(model=model, limit=limit))
+        request = pb.DecisionsRequest(model=model, limit=limit)
+        found = self._shown("Decisions", request)
+        if not found:
+            self.show(model)  # raises where there is no such model
+        return found
 
     def estimate(self, model: str, shares: dict[str, float]) -> dict[str, Any]:
         """Return what another split would have earned, by estimator."""
@@ -155,9 +166,11 @@ class AdminClient:
     def audit(
         self, model: str = "", *, before: int = 0, limit: int = 100
     ) -> list[dict[str, Any]]:
-        """Return audit entries, newest first."""
+        """Return audit entries, newest first; of one model, or of all."""
         request = pb.AuditRequest(model=model, before=before, limit=limit)
         answer = self._call("Audit", request, pb.AuditResponse)
+        if model and not answer.entries_json:
+            self.show(model)  # raises where there is no such model
         return [json.loads(entry) for entry in answer.entries_json]
 
     def _shown(self, rpc: str, request: Message) -> list[dict[str, Any]]:
@@ -175,14 +188,44 @@ class AdminClient:
             answer: _Reply = method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             code = Code(error.code().value[0])
-            said = escape(error.details() or "no reason given")
-            if code is Code.UNAVAILABLE and "connect" in said.lower():
-                said = (
-                    f"no gateway answers at {escape(self._address)}: start one with "
-                    "`baton serve`, or name its admin.sock with --admin or "
-                    "BATON_ADMIN_ADDRESS"
-                )
-            elif code is Code.DEADLINE_EXCEEDED:
-                said = f"no answer within {self._timeout_s:g} s (raise --timeout)"
-            raise ClientError(said, code) from None
+            raise self._explained(rpc, request, code, error.details() or "") from None
         return answer
+
+    def _explained(
+        self, rpc: str, request: Message, code: Code, details: str
+    ) -> ClientError:
+        """Return the error: what happened, and what to do where that is known."""
+        where, said = escape(self._address), escape(details or "no reason given")
+        name_it = "name the gateway's admin.sock with --admin or BATON_ADMIN_ADDRESS"
+        if code is Code.UNIMPLEMENTED:
+            return ClientError(
+                f"what answers at {where} has no {rpc} of the admin plane, as a "
+                f"gateway's data port has none: {name_it}",
+                code,
+            )
+        if code is Code.UNAVAILABLE and any(s in details.lower() for s in _NO_SERVER):
+            return ClientError(
+                f"no gateway answers at {where}: start one with `baton serve`, or "
+                f"{name_it} (while one restarts its controller, ask again)",
+                code,
+            )
+        if code is Code.DEADLINE_EXCEEDED:
+            said = f"no answer from {where} within {self._timeout_s:g} s"
+        elif any(sign in details.lower() for sign in _LOST):
+            said, code = f"{where} went away before it answered", Code.UNAVAILABLE
+        elif code is not Code.INTERNAL:
+            return ClientError(said, code)
+        return ClientError(f"{said}. {_way_on(request)}", code)
+
+
+def _way_on(request: Message) -> str:
+    """Return what to do where nobody knows whether a request was carried out."""
+    if isinstance(request, pb.RewardRequest):
+        return "The rewards may or may not count: `baton traffic show` has the number"
+    change = getattr(request, "change", None)
+    if change is None or change.dry_run:
+        return "Nothing was to be changed: ask again"
+    return (
+        "The change may or may not have been made: ask again for the same with "
+        f"--operation-id {escape(change.operation_id)}, and it is made once"
+    )

@@ -1,7 +1,8 @@
-"""The command line: ``baton serve | doctor | call | models | config``.
+"""The command line: ``baton serve | doctor | call | models | traffic | ...``.
 
 Exit status: 0 done, 1 failed, 2 wrong usage. Errors are one line (for the
-configuration, one per problem) on standard error. Only ``serve`` imports the
+configuration, one per problem) on standard error; with ``--json`` one JSON object,
+``{"error": text, "code": name of a gRPC status}``. Only ``serve`` imports the
 server and only commands that call one import gRPC.
 """
 
@@ -9,27 +10,44 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
-from rich.table import Table
 
 from gateway.commands.audit import audit_app
 from gateway.commands.models import add_model_commands
-from gateway.commands.shared import console, print_json
+from gateway.commands.repository import (
+    ADDRESS,
+    Address,
+    Ca,
+    Cert,
+    Key,
+    Timeout,
+    UseTls,
+    add_repository_commands,
+    reach,
+)
+from gateway.commands.shared import (
+    AsJson,
+    Model,
+    console,
+    error_text,
+    fail,
+    print_json,
+)
 from gateway.commands.traffic import traffic_app
 from gateway.config import schema as config_schema
 from gateway.config_file import ConfigError, load_config
+from gateway.errors import Code
 from gateway.logs import escape
 
 if TYPE_CHECKING:
-    from gateway.client_rpc import Client
     from gateway.config import Config
     from gateway.doctor import Status
 
@@ -38,33 +56,22 @@ app = typer.Typer(
     help="A model-serving gateway for ONNX models.",
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="List, load and unload models of a running server.")
+models_app = typer.Typer(
+    help="Take models into the registry; list, load and unload what a server has."
+)
 config_app = typer.Typer(help="Explain, check and show the configuration.")
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.add_typer(traffic_app, name="traffic")
 app.add_typer(audit_app, name="audit")
 add_model_commands(models_app)
+add_repository_commands(models_app)
 
 ConfigFile = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG]", help="YAML file.", show_default=False),
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
-Address = Annotated[
-    str,
-    typer.Option(
-        envvar="BATON_ADDRESS", help="Server, host:port or unix:/path.", metavar="ADDR"
-    ),
-]
-UseTls = Annotated[bool, typer.Option("--tls", help="TLS, usual authorities.")]
-Ca = Annotated[Path | None, typer.Option(help="TLS, authorities of the server (PEM).")]
-Cert = Annotated[Path | None, typer.Option(help="Own certificate, with --key.")]
-Key = Annotated[Path | None, typer.Option(help="Its private key.")]
-Timeout = Annotated[float, typer.Option(help="Longest wait in seconds.", min=0.001)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_ADDRESS = "127.0.0.1:8001"
+_NEGATIVE = re.compile(r"No such option: -[0-9]")
 _COLOURS: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -76,7 +83,10 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "baton"
         message = error.format_message().rstrip(".")
-        typer.echo(f"baton: {escape(message)} (see `{command} --help`)", err=True)
+        if _NEGATIVE.search(message):
+            message = f"{message}: versions are numbers from 1 on"
+        text = f"{escape(message)} (see `{command} --help`)"
+        _say(text, Code.INVALID_ARGUMENT)
         sys.exit(2)
     except typer.Abort:
         sys.exit(1)
@@ -84,11 +94,18 @@ def main() -> None:
         if os.environ.get("BATON_TRACEBACK"):
             raise
         what = escape(f"{type(error).__name__}: {error}")
-        typer.echo(
-            f"baton: {what}. This is a bug (BATON_TRACEBACK=1 shows where).", err=True
-        )
+        _say(f"{what}. This is a bug (BATON_TRACEBACK=1 shows where).", Code.INTERNAL)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _say(message: str, code: Code) -> None:
+    """Print an error that comes from no command, in the form that was asked for."""
+    words = sys.argv[1:]
+    as_json = "--json" in words
+    if "call" in words[:1]:  # its --json is a payload
+        as_json = "--output=json" in words or "--output json" in " ".join(words)
+    typer.echo(error_text(message, code, as_json=as_json), err=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -204,7 +221,7 @@ def call(
     output: Annotated[
         Literal["text", "json"], typer.Option(help="Form of the answer.")
     ] = ("text"),
-    address: Address = _ADDRESS,
+    address: Address = ADDRESS,
     timeout: Timeout = 30.0,
     tls: UseTls = False,
     ca: Ca = None,
@@ -214,7 +231,9 @@ def call(
     """Send one request to a model and print the answer."""
     from gateway.call import build_request, read_payload, response_values
 
-    with _client(address, timeout, tls=tls, ca=ca, cert=cert, key=key) as client:
+    with reach(
+        address, timeout, tls=tls, ca=ca, cert=cert, key=key, as_json=output == "json"
+    ) as client:
         values = read_payload(payload)
         metadata = client.metadata(model, model_version)
         request = build_request(metadata, values, version=model_version)
@@ -234,72 +253,6 @@ def call(
         title = f"{tensor.name}  {tensor.datatype} {list(tensor.shape)}"
         screen.print(escape(title), style="cyan", soft_wrap=True)
         screen.print(f"  {json.dumps(outputs[tensor.name])}", soft_wrap=True)
-
-
-@models_app.command("list")
-def list_models(
-    *,
-    address: Address = _ADDRESS,
-    timeout: Timeout = 30.0,
-    as_json: AsJson = False,
-    tls: UseTls = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-) -> None:
-    """List every version in the repository and its state."""
-    with _client(address, timeout, tls=tls, ca=ca, cert=cert, key=key) as client:
-        models = client.index().models
-    fields = ("name", "version", "state", "reason")
-    rows = [{field: getattr(entry, field) for field in fields} for entry in models]
-    if as_json:
-        print_json(rows)
-        return
-    if not rows:
-        typer.echo("no models (put them at MODEL/1/model.onnx in the repository)")
-        return
-    table = Table(*(field.upper() for field in fields), box=None, pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
-    for row in rows:
-        table.add_row(*(escape(row[field]) for field in fields))
-    console().print(table)
-
-
-@models_app.command("load")
-def load_model(
-    model: Model,
-    *,
-    address: Address = _ADDRESS,
-    timeout: Timeout = 300.0,
-    as_json: AsJson = False,
-    tls: UseTls = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-) -> None:
-    """Load a model, or load it again; returns when it serves."""
-    with _client(address, timeout, tls=tls, ca=ca, cert=cert, key=key) as client:
-        client.load(model)
-    _report(model, "loaded", as_json)
-
-
-@models_app.command("unload")
-def unload_model(
-    model: Model,
-    *,
-    address: Address = _ADDRESS,
-    timeout: Timeout = 30.0,
-    as_json: AsJson = False,
-    tls: UseTls = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-) -> None:
-    """Stop serving a model; requests in flight still finish."""
-    with _client(address, timeout, tls=tls, ca=ca, cert=cert, key=key) as client:
-        client.unload(model)
-    _report(model, "unloaded", as_json)
 
 
 @config_app.command("schema")
@@ -338,49 +291,21 @@ def show_config(
     as_json: AsJson = False,
 ) -> None:
     """Print every setting in force: defaults, file and environment merged."""
-    settings = _load(file, {}).model_dump(mode="json")
+    settings = _load(file, {}, as_json=as_json).model_dump(mode="json")
     if as_json:
         print_json(settings)
     else:
         typer.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
 
 
-def _load(file: Path | None, flags: Mapping[str, Any]) -> Config:
+def _load(
+    file: Path | None, flags: Mapping[str, Any], *, as_json: bool = False
+) -> Config:
     """Return the configuration, or print its problems and exit."""
     try:
         return load_config(file, flags)
     except ConfigError as error:
-        typer.echo(str(error), err=True)
+        if as_json:
+            fail(str(error), Code.INVALID_ARGUMENT, as_json=True)
+        typer.echo(str(error), err=True)  # each line names its own place
     raise typer.Exit(1)
-
-
-@contextmanager
-def _client(
-    address: str,
-    timeout_s: float,
-    *,
-    tls: bool,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-) -> Iterator[Client]:
-    """Open a client; an expected error inside is printed in one line and exits."""
-    # gRPC reports failed handshakes itself, in lines of its own beside ours.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from gateway.call import TensorError
-    from gateway.client_rpc import Client, ClientError, Tls
-
-    files = Tls(ca, cert, key) if tls or ca or cert or key else None
-    try:
-        with Client(address, timeout_s=timeout_s, tls=files) as client:
-            yield client
-    except (ClientError, TensorError) as error:
-        typer.echo(f"baton: {escape(str(error))}", err=True)
-        raise typer.Exit(1) from None
-
-
-def _report(model: str, done: str, as_json: bool) -> None:
-    if as_json:
-        print_json({"model": model, "state": done})
-    else:
-        typer.echo(f"{escape(model)}: {done}")

@@ -16,8 +16,10 @@ from gateway.commands.shared import (
     columns,
     connect,
     console,
+    fail,
     print_json,
 )
+from gateway.errors import Code, GatewayError
 from gateway.logs import escape
 
 _HASH = re.compile(r"[0-9a-f]{12,64}")
@@ -35,7 +37,7 @@ def show_audit(
     as_json: AsJson = False,
 ) -> None:
     """Show the last changes, newest first."""
-    with connect(admin) as client:
+    with connect(admin, as_json=as_json) as client:
         entries = client.audit(model, limit=limit)
     if as_json:
         print_json(entries)
@@ -73,26 +75,29 @@ def verify_audit(
     """Check the whole audit log. Exit status 1: it was tampered with; 3: no log."""
     if expect and not _HASH.fullmatch(expect):
         raise typer.BadParameter(f"{escape(expect)}: give 12 to 64 hexadecimal digits")
-    from gateway.errors import GatewayError
     from gateway.registry.registry import Registry
 
     path = state_dir / "registry" / "registry.sqlite"
     if not path.exists():
-        typer.echo(f"baton: no registry at {path} (name --state-dir)", err=True)
-        raise typer.Exit(_NO_LOG)
+        text = f"no registry at {escape(str(path))} (name --state-dir)"
+        fail(text, Code.NOT_FOUND, as_json=as_json, status=_NO_LOG)
     try:
         registry = Registry(path, read_only=True)
         verdict = registry.verify(expect or None)
         registry.close()
     except GatewayError as error:
-        typer.echo(f"baton: {escape(error.message)}", err=True)
-        raise typer.Exit(_NO_LOG) from None
+        fail(escape(error.message), error.code, as_json=as_json, status=_NO_LOG)
     fault = verdict.fault
     if as_json:
         head = {"entries": verdict.entries, "head": verdict.head}
-        print_json({"ok": not fault, "fault": fault, **head})
+        print_json({"ok": not fault, "entry": verdict.bad_seq, "fault": fault, **head})
     elif fault:
-        typer.echo(f"baton: the audit log is not what was written: {fault}", err=True)
+        typer.echo(
+            "baton: the audit log is not what was written. Entry "
+            f"{verdict.bad_seq}: {escape(fault)}; the {verdict.entries} before it are "
+            f"whole, head {verdict.head}",
+            err=True,
+        )
     else:
         typer.echo(f"{verdict.entries} entries, head {verdict.head}")
     raise typer.Exit(1 if fault else 0)

@@ -15,6 +15,7 @@ from gateway.commands.shared import (
     DryRun,
     Expected,
     Model,
+    Operation,
     Reason,
     Version,
     columns,
@@ -52,20 +53,35 @@ def import_models(
     reason: Reason,
     metadata: Annotated[
         Path | None,
-        typer.Option(help="YAML or JSON: owner, stage, metrics, lineage, ..."),
+        typer.Option(
+            help="YAML or JSON file with any of description, owner, stage, metrics, "
+            "feature_schema, training_profile, lineage (source, code_commit, "
+            "data_digest, run_id, parameters)."
+        ),
     ] = None,
     if_revision: Expected = None,
+    operation_id: Operation = "",
     dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
-    """Take versions of a model into the registry; they get no traffic by that."""
+    """Take versions of a model into the registry.
+
+    The first import of a model makes its highest version the champion, which answers;
+    later versions wait until `baton traffic` or the alias `champion` lets them.
+    """
+    if not source.strip():
+        raise typer.BadParameter("SOURCE is empty: name a folder, a file or a URL")
     fields = {} if metadata is None else read(metadata)
     if "://" not in source and not source.startswith("models:/"):
         source = str(Path(source).absolute())
-    with connect(admin) as client:
+    with connect(admin, as_json=as_json) as client:
         change = client.change(
-            model, reason, expected_revision=if_revision, dry_run=dry_run
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
         )
         report(client.import_(change, source, fields), as_json)
 
@@ -74,7 +90,7 @@ def show_models(
     model: AnyModel = "", admin: Admin = ADMIN, as_json: AsJson = False
 ) -> None:
     """Show models, their versions and who answers."""
-    with connect(admin) as client:
+    with connect(admin, as_json=as_json) as client:
         found = client.show(model)
     if as_json:
         print_json(found)
@@ -112,14 +128,19 @@ def alias_model(
     *,
     reason: Reason,
     if_revision: Expected = None,
+    operation_id: Operation = "",
     dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
     """Give a version a name that clients may ask for; `champion` moves all traffic."""
-    with connect(admin) as client:
+    with connect(admin, as_json=as_json) as client:
         change = client.change(
-            model, reason, expected_revision=if_revision, dry_run=dry_run
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
         )
         report(client.set_alias(change, alias, version), as_json)
 
@@ -129,12 +150,21 @@ def approve_model(
     version: Version,
     *,
     reason: Reason,
+    if_revision: Expected = None,
+    operation_id: Operation = "",
+    dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
     """Let a version get traffic; not by whoever imported it."""
-    with connect(admin) as client:
-        change = client.change(model, reason)
+    with connect(admin, as_json=as_json) as client:
+        change = client.change(
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
+        )
         report(client.approve(change, version), as_json)
 
 
@@ -143,10 +173,19 @@ def require_approval(
     required: Annotated[bool, typer.Option("--on/--off")] = True,
     *,
     reason: Reason,
+    if_revision: Expected = None,
+    operation_id: Operation = "",
+    dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
     """Say whether versions need an approver before they get traffic."""
-    with connect(admin) as client:
-        change = client.change(model, reason)
+    with connect(admin, as_json=as_json) as client:
+        change = client.change(
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
+        )
         report(client.require_approval(change, required=required), as_json)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from gateway.errors import Code
 from gateway.logs import escape
 
 if TYPE_CHECKING:
@@ -43,7 +47,29 @@ Expected = Annotated[
         "--if-revision", help="Only if the model still has this revision.", min=0
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Operation = Annotated[
+    str,
+    typer.Option(
+        "--operation-id",
+        metavar="ID",
+        help="The same change with the same id is made once, however often it is "
+        "asked for; a new id without.",
+    ),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help='Print JSON; errors as {"error": ..., "code": ...} on stderr.'
+    ),
+]
+Shares = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="VERSION=SHARE...",
+        help="As in 1=90% 2=10%, or 1=0.9 2=0.1; versions not named get nothing.",
+    ),
+]
+_SHARE = re.compile(r"([0-9]+)=([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(%?)")
 
 
 def report(answer: pb.ChangeResponse, as_json: bool) -> None:
@@ -82,6 +108,27 @@ def report(answer: pb.ChangeResponse, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
+def shares_of(texts: list[str]) -> dict[int, float]:
+    """Return the shares in VERSION=SHARE words by version, in their order."""
+    found: dict[int, float] = {}
+    for text in texts:
+        parts = _SHARE.fullmatch(text)
+        if parts is None:
+            raise typer.BadParameter(
+                f"{escape(text)} is not VERSION=SHARE, as in 1=90% or 1=0.9"
+            )
+        # Decimals: 33.34% is 0.3334, and not the float beside it.
+        number, percent = Decimal(parts[2]), bool(parts[3])
+        version, share = int(parts[1]), number / 100 if percent else number
+        if share > 1:
+            way_out = "" if percent else f": write {number}% or {number / 100}"
+            raise typer.BadParameter(f"{text}: a share is at most 100%{way_out}")
+        if version in found:
+            raise typer.BadParameter(f"{text}: version {version} is named twice")
+        found[version] = float(share)
+    return found
+
+
 def read(file: Path) -> dict[str, Any]:
     """Return the object in a YAML or JSON file."""
     try:
@@ -94,9 +141,24 @@ def read(file: Path) -> dict[str, Any]:
     return value
 
 
+def fail(message: str, code: Code, *, as_json: bool, status: int = 1) -> NoReturn:
+    """Print an error, as `error_text` has it, and exit with `status`."""
+    typer.echo(error_text(message, code, as_json=as_json), err=True)
+    raise typer.Exit(status)
+
+
+def error_text(message: str, code: Code, *, as_json: bool) -> str:
+    """Return what standard error gets: a line for people, or one of JSON."""
+    if as_json:
+        return json.dumps({"error": message, "code": code.name})
+    return f"baton: {message}"
+
+
 @contextmanager
-def connect(address: str) -> Iterator[AdminClient]:
+def connect(address: str, *, as_json: bool) -> Iterator[AdminClient]:
     """Open a client; an expected error inside is printed in one line and exits."""
+    # gRPC reports lost connections itself, in lines of its own beside ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from gateway.admin_client import AdminClient
     from gateway.client_rpc import ClientError
 
@@ -104,8 +166,7 @@ def connect(address: str) -> Iterator[AdminClient]:
         with AdminClient(address) as client:
             yield client
     except ClientError as error:
-        typer.echo(f"baton: {error}", err=True)
-        raise typer.Exit(1) from None
+        fail(str(error), error.code, as_json=as_json)
 
 
 def columns(*names: str) -> Table:

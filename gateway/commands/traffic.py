@@ -7,23 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gateway.commands.outcomes import add_outcome_commands
 from gateway.commands.shared import (
     ADMIN,
     Admin,
-    AnyModel,
     AsJson,
     DryRun,
     Expected,
     Model,
+    Operation,
     Reason,
+    Shares,
     Version,
-    columns,
     connect,
-    console,
-    print_json,
+    fail,
     read,
     report,
+    shares_of,
 )
+from gateway.errors import Code
 from gateway.logs import escape
 
 if TYPE_CHECKING:
@@ -33,64 +35,9 @@ if TYPE_CHECKING:
 traffic_app = typer.Typer(
     help="Decide which version answers; every change is audited and can be undone."
 )
-Shares = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="VERSION=SHARE...", help="As in 1=90% 2=10%, or 1=0.9 2=0.1."
-    ),
-]
+add_outcome_commands(traffic_app)
 
 PolicyName = Literal["fixed", "sticky", "epsilon_greedy", "thompson"]
-
-
-@traffic_app.command("show")
-def show_traffic(
-    model: AnyModel = "", admin: Admin = ADMIN, as_json: AsJson = False
-) -> None:
-    """Show who answers, with which weights, and what came of it."""
-    with connect(admin) as client:
-        found = client.traffic(model)
-    if as_json:
-        print_json(found)
-        return
-    table = columns(
-        "MODEL", "VERSION", "ROLE", "POLICY", "SHARE", "WEIGHT", "REQUESTS", "REWARDS",
-        "MEAN REWARD", "AGREES",
-    )  # fmt: skip
-    for one in found:
-        requests = one["requests"]
-        kind = one["table"]["policy"]["kind"]
-        for arm in one["arms"]:
-            mean = arm["mean_reward"]
-            table.add_row(
-                escape(one["model"]),
-                str(arm["version"]),
-                arm["role"],
-                kind,
-                f"{arm['share']:.1%}",
-                f"{arm['weight']:.1%}",
-                str(requests.get(str(arm["version"]), 0)),
-                str(arm["rewards"]),
-                "" if mean is None else f"{mean:.3f}",
-                "",
-            )
-        for shadow in one["table"]["shadows"]:
-            sums = one["shadows"].get(str(shadow["version"]), {})
-            agreement = sums.get("agreement", {})
-            rows = agreement.get("rows", 0)
-            table.add_row(
-                escape(one["model"]),
-                str(shadow["version"]),
-                "shadow",
-                f"{shadow['sample']:.0%} of requests",
-                "",
-                "",
-                str(sums.get("counts", {}).get("answered", 0)),
-                "",
-                "",
-                f"{agreement['agreed'] / rows:.1%} of {rows}" if rows else "",
-            )
-    console().print(table)
 
 
 @traffic_app.command("set")
@@ -100,15 +47,33 @@ def set_traffic(
     *,
     reason: Reason,
     if_revision: Expected = None,
+    operation_id: Operation = "",
     dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
-    """Put a whole table in force (`traffic show --json` has it as `table`)."""
+    """Put a whole table in force (`traffic show --json` has it as `table`).
+
+    A `revision` in the file counts as --if-revision, unless that is given.
+    """
     table = read(file)
-    with connect(admin) as client:
+    if if_revision is None and isinstance(table.get("revision"), int):
+        if_revision = table["revision"] or None
+    with connect(admin, as_json=as_json) as client:
+        moved = _moved_aliases(client, model, table, if_revision)
+        if moved:
+            fail(
+                f"{file}: {moved} differs from the alias in force, and a table moves "
+                "none: use `baton models alias`, or leave aliases out of the file",
+                Code.FAILED_PRECONDITION,
+                as_json=as_json,
+            )
         change = client.change(
-            model, reason, expected_revision=if_revision, dry_run=dry_run
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
         )
         report(client.set_traffic(change, table), as_json)
 
@@ -128,17 +93,34 @@ def split_traffic(
     ] = "",
     salt: Annotated[str, typer.Option(help="Of the layer of experiments.")] = "",
     champion: Annotated[
-        int, typer.Option(help="The champion; the first one without.", min=0)
+        int,
+        typer.Option(
+            help="The champion. Without: the present one if it is named, or else the "
+            "first one named.",
+            min=0,
+        ),
     ] = 0,
+    if_revision: Expected = None,
+    operation_id: Operation = "",
     dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
-    """Split a model's requests between versions."""
-    wanted = _shares(shares)
-    with connect(admin) as client:
-        table, change = _present(client, model, reason, dry_run)
-        first = champion or next(iter(wanted))
+    """Split a model's requests between versions; the champion stays who it is."""
+    wanted = shares_of(shares)
+    source = _source(unit) if unit else None
+    if champion and champion not in wanted:
+        raise typer.BadParameter(f"--champion {champion} has no share; name it too")
+    with connect(admin, as_json=as_json) as client:
+        change = client.change(
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
+        )
+        table = _present(client, change, named=bool(operation_id))
+        first = champion or _champion(table, wanted)
         table["arms"] = [
             {
                 "version": version,
@@ -152,8 +134,8 @@ def split_traffic(
         table["shadows"] = [s for s in table["shadows"] if s["version"] not in kept]
         if policy is not None:
             table["policy"]["kind"] = policy
-        if unit:
-            table["unit"] = _source(unit)
+        if source:
+            table["unit"] = source
         if salt:
             table["salt"] = salt
         report(client.set_traffic(change, table), as_json)
@@ -174,13 +156,22 @@ def shadow_traffic(
     remove: Annotated[
         bool, typer.Option("--remove", help="Make no more copies.")
     ] = False,
+    if_revision: Expected = None,
+    operation_id: Operation = "",
     dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
     """Copy requests to a version whose answers nobody gets."""
-    with connect(admin) as client:
-        table, change = _present(client, model, reason, dry_run)
+    with connect(admin, as_json=as_json) as client:
+        change = client.change(
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
+        )
+        table = _present(client, change, named=bool(operation_id))
         table["shadows"] = [s for s in table["shadows"] if s["version"] != version]
         if not remove:
             shadow = {"version": version, "sample": sample, "max_queue": max_queue}
@@ -194,12 +185,21 @@ def freeze_traffic(
     *,
     reason: Reason,
     off: Annotated[bool, typer.Option("--off", help="Let it go on learning.")] = False,
+    if_revision: Expected = None,
+    operation_id: Operation = "",
+    dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
     """Have a policy that learns keep its weights as they are."""
-    with connect(admin) as client:
-        change = client.change(model, reason)
+    with connect(admin, as_json=as_json) as client:
+        change = client.change(
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
+        )
         report(client.freeze(change, frozen=not off), as_json)
 
 
@@ -211,123 +211,73 @@ def rollback_traffic(
     to: Annotated[
         int, typer.Option(help="Revision to return to; the one before without.", min=0)
     ] = 0,
+    if_revision: Expected = None,
+    operation_id: Operation = "",
     dry_run: DryRun = False,
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
     """Let those answer who did before."""
-    with connect(admin) as client:
-        change = client.change(model, reason, dry_run=dry_run)
+    with connect(admin, as_json=as_json) as client:
+        change = client.change(
+            model,
+            reason,
+            expected_revision=if_revision,
+            operation_id=operation_id,
+            dry_run=dry_run,
+        )
         report(client.rollback(change, to), as_json)
 
 
-@traffic_app.command("reward")
-def reward_traffic(
-    model: Model,
-    version: Version,
-    reward: Annotated[float, typer.Argument(metavar="REWARD", min=0, max=1)],
-    *,
-    propensity: Annotated[
-        float, typer.Option(help="Of the decision, as recorded.", min=0, max=1)
-    ],
-    policy: Annotated[
-        str, typer.Option(help="Likewise: nothing is learnt from what a rule chose.")
-    ] = "",
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
-) -> None:
-    """Tell a policy what came of a decision."""
-    from gateway.protocol import admin_pb2 as pb
+def _present(client: AdminClient, change: pb.Change, *, named: bool) -> dict[str, Any]:
+    """Return a model's table, and have a change hold only while it is in force.
 
-    item = pb.RewardRequest.Item(
-        version=version, reward=reward, propensity=propensity, policy=policy
-    )
-    with connect(admin) as client:
-        answer = client.reward(model, [item])
-    if as_json:
-        print_json({"taken": answer.taken, "ignored": answer.ignored})
-    else:
-        why = f"ignored: version {version} is no arm, or a rule chose it"
-        text = "taken" if answer.taken else why
-        typer.echo(f"{escape(model)}: {text}")
-
-
-@traffic_app.command("decisions")
-def show_decisions(
-    model: Model,
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
-) -> None:
-    """Show the last decisions about a model, latest first."""
-    with connect(admin) as client:
-        found = client.decisions(model, limit)
-    if as_json:
-        print_json(found)
-        return
-    table = columns("PREDICTION", "VERSION", "ROLE", "PROPENSITY", "POLICY", "UNIT")
-    for one in found:
-        table.add_row(
-            one["prediction_id"],
-            str(one["version"]),
-            one["role"],
-            f"{one['propensity']:.3f}",
-            one["policy"],
-            escape(one["unit"]),
-        )
-    console().print(table)
-
-
-@traffic_app.command("estimate")
-def estimate_traffic(
-    model: Model, shares: Shares, admin: Admin = ADMIN, as_json: AsJson = False
-) -> None:
-    """Estimate what another split would have earned, by the rewards so far."""
-    wanted = {str(version): share for version, share in _shares(shares).items()}
-    with connect(admin) as client:
-        found = client.estimate(model, wanted)
-    if as_json:
-        print_json(found)
-        return
-    table = columns("ESTIMATOR", "REWARD", "95 % INTERVAL", "DECISIONS", "EFFECTIVE")
-    for kind, one in found.items():
-        table.add_row(
-            kind,
-            f"{one['value']:.4f}",
-            f"{one['low']:.4f} to {one['high']:.4f}",
-            str(one["decisions"]),
-            f"{one['effective']:.0f}",
-        )
-    console().print(table)
-
-
-def _present(
-    client: AdminClient, model: str, reason: str, dry_run: bool
-) -> tuple[dict[str, Any], pb.Change]:
-    """Return a model's table, and a change that holds only while it is in force."""
-    shown = client.show(model)[0]
-    change = client.change(
-        model, reason, expected_revision=shown["revision"], dry_run=dry_run
-    )
+    Args:
+        client: Of the admin plane.
+        change: Of the model; keeps an expected revision that it has.
+        named: The caller chose its operation id, and may have asked before.
+    """
+    shown = client.show(change.model)[0]
     table: dict[str, Any] = shown["traffic"]
-    return table, change
+    if change.HasField("expected_revision"):
+        return table
+    change.expected_revision = shown["revision"]
+    # Asked for again, it must be the change that it was, although that is made now.
+    for entry in client.audit(change.model, limit=1000) if named else ():
+        if entry["evidence"]["operation"] == change.operation_id:
+            change.expected_revision = entry["from_revision"]
+    return table
 
 
-def _shares(texts: list[str]) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for text in texts:
-        version, _, share = text.partition("=")
-        try:
-            percent = share.endswith("%")
-            value = float(share.removesuffix("%")) / (100 if percent else 1)
-            found[int(version)] = value
-        except ValueError:
-            raise typer.BadParameter(
-                f"{text!r} is not VERSION=SHARE, as in 1=90%"
-            ) from None
-    return found
+def _champion(table: dict[str, Any], wanted: dict[int, float]) -> int:
+    """Return the champion of a table if it is to have a share, or else the first."""
+    for arm in table["arms"]:
+        if arm["role"] == "champion" and arm["version"] in wanted:
+            return int(arm["version"])
+    return next(iter(wanted))
+
+
+def _moved_aliases(
+    client: AdminClient, model: str, table: dict[str, Any], if_revision: int | None
+) -> str:
+    """Return the aliases that a table has otherwise than the model; empty for none."""
+    given = table.get("aliases")
+    if not isinstance(given, dict) or not given:
+        return ""
+    shown = client.show(model)[0]
+    if if_revision not in (None, shown["revision"]):
+        return ""  # Of another revision: the server says which, or that it was done.
+    now = shown["aliases"]
+    moved = [name for name in {**now, **given} if now.get(name) != given.get(name)]
+    return ", ".join(f"aliases.{escape(str(name))}" for name in sorted(moved, key=str))
 
 
 def _source(text: str) -> dict[str, str]:
     kind, _, key = text.partition(":")
+    if kind not in ("metadata", "parameter") or not key:
+        name = escape(key or text)
+        raise typer.BadParameter(
+            f"--unit {escape(text)}: write metadata:{name} (of the call) or "
+            f"parameter:{name} (of the request)"
+        )
     return {"kind": kind, "key": key}

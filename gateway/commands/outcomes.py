@@ -1,0 +1,157 @@
+"""``baton traffic``: what comes of a table, and what another would have earned."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gateway.commands.shared import (
+    ADMIN,
+    Admin,
+    AnyModel,
+    AsJson,
+    Model,
+    Shares,
+    Version,
+    columns,
+    connect,
+    console,
+    print_json,
+    shares_of,
+)
+from gateway.logs import escape
+
+
+def add_outcome_commands(traffic: typer.Typer) -> None:
+    """Add the commands that look, and the one that tells, to ``baton traffic``."""
+    traffic.command("show")(show_traffic)
+    traffic.command("decisions")(show_decisions)
+    traffic.command("reward")(reward_traffic)
+    traffic.command("estimate")(estimate_traffic)
+
+
+def show_traffic(
+    model: AnyModel = "", admin: Admin = ADMIN, as_json: AsJson = False
+) -> None:
+    """Show who answers, with which weights, and what came of it."""
+    with connect(admin, as_json=as_json) as client:
+        found = client.traffic(model)
+    if as_json:
+        print_json(found)
+        return
+    table = columns(
+        "MODEL", "VERSION", "ROLE", "POLICY", "SHARE", "WEIGHT", "REQUESTS", "REWARDS",
+        "MEAN REWARD", "AGREES",
+    )  # fmt: skip
+    for one in found:
+        requests = one["requests"]
+        kind = one["table"]["policy"]["kind"]
+        for arm in one["arms"]:
+            mean = arm["mean_reward"]
+            table.add_row(
+                escape(one["model"]),
+                str(arm["version"]),
+                arm["role"],
+                kind,
+                f"{arm['share']:.1%}",
+                f"{arm['weight']:.1%}",
+                str(requests.get(str(arm["version"]), 0)),
+                str(arm["rewards"]),
+                "" if mean is None else f"{mean:.3f}",
+                "",
+            )
+        for shadow in one["table"]["shadows"]:
+            sums = one["shadows"].get(str(shadow["version"]), {})
+            agreement = sums.get("agreement", {})
+            rows = agreement.get("rows", 0)
+            table.add_row(
+                escape(one["model"]),
+                str(shadow["version"]),
+                "shadow",
+                f"{shadow['sample']:.0%} of requests",
+                "",
+                "",
+                str(sums.get("counts", {}).get("answered", 0)),
+                "",
+                "",
+                f"{agreement['agreed'] / rows:.1%} of {rows}" if rows else "",
+            )
+    console().print(table)
+
+
+def show_decisions(
+    model: Model,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    admin: Admin = ADMIN,
+    as_json: AsJson = False,
+) -> None:
+    """Show the last decisions about a model, latest first."""
+    with connect(admin, as_json=as_json) as client:
+        found = client.decisions(model, limit)
+    if as_json:
+        print_json(found)
+        return
+    table = columns("PREDICTION", "VERSION", "ROLE", "PROPENSITY", "POLICY", "UNIT")
+    for one in found:
+        table.add_row(
+            one["prediction_id"],
+            str(one["version"]),
+            one["role"],
+            f"{one['propensity']:.3f}",
+            one["policy"],
+            escape(one["unit"]),
+        )
+    console().print(table)
+
+
+def reward_traffic(
+    model: Model,
+    version: Version,
+    reward: Annotated[float, typer.Argument(metavar="REWARD", min=0, max=1)],
+    *,
+    propensity: Annotated[
+        float, typer.Option(help="Of the decision, as recorded.", min=0, max=1)
+    ],
+    policy: Annotated[
+        str, typer.Option(help="Likewise: nothing is learnt from what a rule chose.")
+    ] = "",
+    admin: Admin = ADMIN,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a policy what came of a decision."""
+    from gateway.protocol import admin_pb2 as pb
+
+    item = pb.RewardRequest.Item(
+        version=version, reward=reward, propensity=propensity, policy=policy
+    )
+    with connect(admin, as_json=as_json) as client:
+        answer = client.reward(model, [item])
+    if as_json:
+        print_json({"taken": answer.taken, "ignored": answer.ignored})
+    else:
+        why = f"ignored: version {version} is no arm, or a rule chose it"
+        text = "taken" if answer.taken else why
+        typer.echo(f"{escape(model)}: {text}")
+
+
+def estimate_traffic(
+    model: Model, shares: Shares, admin: Admin = ADMIN, as_json: AsJson = False
+) -> None:
+    """Estimate what another split would have earned, by the rewards so far."""
+    wanted = {str(version): share for version, share in shares_of(shares).items()}
+    with connect(admin, as_json=as_json) as client:
+        found = client.estimate(model, wanted)
+    if as_json:
+        print_json(found)
+        return
+    table = columns("ESTIMATOR", "REWARD", "95 % INTERVAL", "DECISIONS", "EFFECTIVE")
+    for kind, one in found.items():
+        table.add_row(
+            kind,
+            f"{one['value']:.4f}",
+            f"{one['low']:.4f} to {one['high']:.4f}",
+            str(one["decisions"]),
+            f"{one['effective']:.0f}",
+        )
+    console().print(table)

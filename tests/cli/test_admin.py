@@ -1,0 +1,372 @@
+"""The admin plane's commands, against a gateway that runs."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.admin_client import AdminClient
+from gateway.client_rpc import ClientError
+from gateway.commands.shared import error_text
+from gateway.errors import Code
+from tests.gateway_process import wait_for
+from tests.traffic.served import MODEL, Served, serving, table
+from tests.versions import says
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("models")) as found:
+        found.take_in("by-ann", says(4), actor="ann")
+        yield found
+
+
+@pytest.fixture
+def admin(baton: Any, served: Served, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command in this process; 1 answers alone, as every test begins."""
+    wait_for(served.admin_is_up)
+    served.set({1: 1.0})
+    monkeypatch.setenv("BATON_ADMIN_ADDRESS", served.address)
+    return baton
+
+
+def changed(result: Any) -> dict[str, Any]:
+    """Return what a change that was made printed."""
+    assert (result.exit_code, result.stderr) == (0, "")
+    value: dict[str, Any] = json.loads(result.stdout)
+    return value
+
+
+def refused(result: Any, code: Code) -> str:
+    """Return the error of a command that failed, as JSON has it."""
+    assert (result.exit_code, result.stdout) == (1, "")
+    value = json.loads(result.stderr)
+    assert value == {"error": value["error"], "code": code.name}
+    assert len(result.stderr.splitlines()) == 1
+    return str(value["error"])
+
+
+def words(*more: str) -> tuple[str, ...]:
+    return (*more, "--reason", "test", "--json")
+
+
+def mutations(served: Served) -> dict[str, tuple[str, ...]]:
+    """Return every command that changes something, with arguments it can be run with.
+
+    They can be run one after another, each of them once more.
+    """
+    file = served.state.parent / "table.yaml"
+    file.write_text(json.dumps(table({2: 0.5, 3: 0.5})))
+    model = served.state.parent / "1.onnx"
+    return {
+        "import": words("models", "import", str(model), "--model", MODEL),
+        "alias": words("models", "alias", MODEL, "mine", "2"),
+        "approve": words("models", "approve", MODEL, "4"),
+        "require-approval": words("models", "require-approval", MODEL, "--on"),
+        "set": words("traffic", "set", MODEL, str(file)),
+        "split": words("traffic", "split", MODEL, "2=40%", "1=60%"),
+        "shadow": words("traffic", "shadow", MODEL, "3"),
+        "freeze": words("traffic", "freeze", MODEL),
+        "rollback": words("traffic", "rollback", MODEL),
+    }
+
+
+def test_every_change_can_be_rehearsed_bound_and_repeated(
+    admin: Any, served: Served
+) -> None:
+    for version in (1, 2, 3):  # for when approval is required
+        served.admin.approve(served.change(actor="carl"), version)
+    for name, command in mutations(served).items():
+        revision = served.admin.show(MODEL)[0]["revision"]
+        dry = changed(admin(*command, "--dry-run"))
+        assert not dry["applied"], name
+        stale = admin(*command, "--if-revision", str(revision - 1))
+        assert f"at revision {revision}" in refused(stale, Code.ABORTED), name
+        assert served.admin.show(MODEL)[0]["revision"] == revision, name
+        once = (*command, "--operation-id", f"once-{name}")
+        made = changed(admin(*once, "--if-revision", str(revision)))
+        assert (made["applied"], made["revision"]) == (True, revision + 1), name
+        again = changed(admin(*once, "--if-revision", str(revision)))
+        assert again["audit"] == made["audit"], name
+        assert served.admin.show(MODEL)[0]["revision"] == revision + 1, name
+    served.admin.require_approval(served.change(), required=False)
+
+
+@pytest.mark.parametrize("name", ["split", "shadow"])
+def test_a_change_of_the_present_table_is_the_same_when_repeated(
+    admin: Any, served: Served, name: str
+) -> None:
+    """It says for which revision it holds, and means the one it first held for."""
+    command = (*mutations(served)[name], "--operation-id", f"bare-{name}")
+    made, again = changed(admin(*command)), changed(admin(*command))
+    assert again["audit"] == made["audit"]
+    later = served.set({1: 1.0})
+    assert changed(admin(*command))["audit"] == made["audit"]
+    assert served.shown()["table"]["revision"] == later.revision
+
+
+@contextmanager
+def slow_files(folder: Path) -> Iterator[tuple[str, threading.Event, threading.Event]]:
+    """Serve a folder over HTTP: the URL, set when asked for, to set to go on."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *more: Any) -> None:
+            super().__init__(*more, directory=str(folder))
+
+        def do_HEAD(self) -> None:
+            asked.set()
+            go_on.wait(30)
+            super().do_HEAD()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked, go_on
+        go_on.set()
+        server.shutdown()
+
+
+def test_a_controller_that_dies_leaves_a_way_to_ask_again(
+    admin: Any, served: Served, tmp_path: Path
+) -> None:
+    (tmp_path / "new.onnx").write_bytes(says(5))
+    with slow_files(tmp_path) as (url, asked, go_on):
+        command = words("models", "import", f"{url}/new.onnx", "--model", MODEL)
+
+        def kill() -> None:
+            asked.wait(30)
+            os.kill(served.running.pids("controller")[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        error = refused(admin(*command), Code.UNAVAILABLE)
+        killer.join()
+        assert f"{served.address} went away before it answered" in error
+        assert "may or may not have been made" in error
+        go_on.set()
+        wait_for(served.admin_is_up)
+        identity = error.split("--operation-id ")[1].split(",")[0]
+        command = (*command, "--operation-id", identity)
+        made, again = changed(admin(*command)), changed(admin(*command))
+    assert (made["applied"], made["audit"]) == (True, again["audit"])
+    ids = [one["evidence"]["operation"] for one in served.admin.audit(MODEL)]
+    assert ids.count(identity) == 1
+
+
+def test_a_call_that_changes_nothing_is_only_to_be_asked_again(
+    admin: Any, served: Served
+) -> None:
+    pid = served.running.pids("controller")[0]
+    with AdminClient(served.address) as client:
+        client.show(MODEL)  # connects
+        os.kill(pid, signal.SIGSTOP)
+        killer = threading.Timer(0.2, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(ClientError, match="went away") as caught:
+            client.audit(MODEL)
+        killer.join()
+    assert "Nothing was to be changed" in str(caught.value)
+
+
+def test_a_change_without_an_answer_in_time_can_be_asked_for_again(
+    admin: Any, served: Served
+) -> None:
+    pid = served.running.pids("controller")[0]
+    with AdminClient(served.address, timeout_s=0.3) as client:
+        client.show(MODEL)  # connects
+        change = client.change(MODEL, "test")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(ClientError, match=r"within 0\.3 s") as caught:
+                client.set_traffic(change, table({2: 1.0}))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert f"--operation-id {change.operation_id}" in str(caught.value)
+    made = served.admin.set_traffic(change, table({2: 1.0}))
+    again = served.admin.set_traffic(change, table({2: 1.0}))
+    assert (made.applied, made.audit_seq) == (True, again.audit_seq)
+
+
+def test_a_table_from_a_file_holds_for_the_revision_in_it(
+    admin: Any, served: Served, tmp_path: Path
+) -> None:
+    served.admin.set_alias(served.change(), "mine", 2)
+    shown = json.loads(admin("traffic", "show", MODEL, "--json").stdout)[0]["table"]
+    shown["arms"][0]["version"] = 2
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps(shown))
+    command = words("traffic", "set", MODEL, str(file))
+    assert changed(admin(*command, "--dry-run"))["refusal"] == ""
+    once = (*command, "--operation-id", "from-file")
+    made, again = changed(admin(*once)), changed(admin(*once))
+    assert made["audit"] == again["audit"]
+    assert f"not {shown['revision']}" in refused(admin(*command), Code.ABORTED)
+    at_last = (*command, "--if-revision", str(made["revision"]))
+    # The champion's alias in the file is that of the old champion by now.
+    assert "aliases.champion" in refused(admin(*at_last), Code.FAILED_PRECONDITION)
+    shown["aliases"] = {}
+    shown["arms"][0]["version"] = 3
+    file.write_text(json.dumps(shown))
+    assert changed(admin(*at_last))["applied"]
+
+
+@pytest.mark.parametrize(
+    "aliases", [{"mine": 3}, {"mine": 2, "other": 1}, {"latest": 1}]
+)
+def test_a_table_from_a_file_moves_no_alias(
+    admin: Any, served: Served, tmp_path: Path, aliases: dict[str, int]
+) -> None:
+    served.admin.set_alias(served.change(), "mine", 2)
+    file = tmp_path / "table.json"
+    now = served.admin.show(MODEL)[0]["aliases"]
+    file.write_text(json.dumps({**table({1: 1.0}), "aliases": {**now, **aliases}}))
+    error = refused(
+        admin(*words("traffic", "set", MODEL, str(file))), Code.FAILED_PRECONDITION
+    )
+    assert "use `baton models alias`" in error
+    assert f"aliases.{[*aliases][-1]}" in error
+
+
+def roles(served: Served) -> dict[int, str]:
+    arms = served.shown()["table"]["arms"]
+    return {arm["version"]: arm["role"] for arm in arms}
+
+
+def test_a_split_leaves_the_champion_where_it_is(admin: Any, served: Served) -> None:
+    changed(admin(*words("traffic", "split", MODEL, "2=30%", "1=70%")))
+    assert roles(served) == {2: "challenger", 1: "champion"}
+    changed(admin(*words("traffic", "split", MODEL, "3=30%", "2=70%")))
+    assert roles(served) == {3: "champion", 2: "challenger"}
+    command = words("traffic", "split", MODEL, "3=30%", "2=70%", "--champion", "2")
+    changed(admin(*command))
+    assert roles(served) == {3: "challenger", 2: "champion"}
+
+
+def test_percentages_are_the_decimals_they_look_like(
+    admin: Any, served: Served
+) -> None:
+    command = words("traffic", "split", MODEL, "1=33.34%", "2=.3333", "3=33.33%")
+    lines = changed(admin(*command, "--dry-run"))["change"]
+    assert "arm 1: champion, share 1.0 -> champion, share 0.3334" in lines
+    assert "+ arm 3: challenger, share 0.3333" in lines
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("split", MODEL, "1=50%", "1=100%"), "version 1 is named twice"),
+        (("split", MODEL, "1=90", "2=10"), "1=90: a share is at most 100%: write 90%"),
+        (("split", MODEL, "1=90", "2=10"), "or 0.9"),
+        (("split", MODEL, "1=nan", "2=10%"), "1=nan is not VERSION=SHARE"),
+        (("split", MODEL, "1=inf"), "1=inf is not VERSION=SHARE"),
+        (("split", MODEL, "1=150%"), "at most 100%"),
+        (("split", MODEL, "-1=50%", "2=50%"), "versions are numbers from 1 on"),
+        (("split", MODEL, "1=100%", "--champion", "2"), "--champion 2 has no share"),
+        (
+            ("split", MODEL, "1=100%", "--unit", "x-user"),
+            "write metadata:x-user (of the call) or parameter:x-user",
+        ),
+        (("split", MODEL, "1=100%", "--unit", "header:x"), "write metadata:x (of"),
+    ],
+)
+def test_wrong_arguments_say_what_to_write(
+    command: tuple[str, ...], message: str
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "gateway", "traffic", *words(*command)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    error = json.loads(result.stderr)
+    assert message in error["error"]
+    assert "(see `baton traffic split --help`)" in error["error"]
+    assert error["code"] == "INVALID_ARGUMENT"
+
+
+def test_an_empty_source_is_not_this_folder(admin: Any) -> None:
+    result = admin(*words("models", "import", " ", "--model", MODEL))
+    assert result.exit_code == 2
+    assert "SOURCE is empty" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("models", "show", "nobody"),
+        ("traffic", "show", "nobody"),
+        ("traffic", "decisions", "nobody"),
+        ("traffic", "estimate", "nobody", "1=100%"),
+        ("audit", "show", "nobody"),
+    ],
+)
+def test_a_model_that_is_not_there_is_an_error(
+    admin: Any, command: tuple[str, ...]
+) -> None:
+    assert "nobody" in refused(admin(*command, "--json"), Code.NOT_FOUND)
+    assert admin(*command).stderr.startswith("baton: ")
+
+
+def test_the_data_port_is_named_as_what_it_is(admin: Any, served: Served) -> None:
+    command = ("audit", "show", "--json", "--admin", served.running.address)
+    error = refused(admin(*command), Code.UNIMPLEMENTED)
+    assert f"{served.running.address} has no Audit of the admin plane" in error
+    assert "name the gateway's admin.sock" in error
+
+
+def test_nobody_at_the_address_is_named_as_that(admin: Any, tmp_path: Path) -> None:
+    where = f"unix:{tmp_path}/admin.sock"
+    error = refused(
+        admin("audit", "show", "--json", "--admin", where), Code.UNAVAILABLE
+    )
+    assert error.startswith(f"no gateway answers at {where}: start one")
+
+
+def test_the_entry_that_was_spoilt_is_named(
+    admin: Any, served: Served, tmp_path: Path
+) -> None:
+    shutil.copytree(served.state / "registry", tmp_path / "registry")
+    with sqlite3.connect(tmp_path / "registry" / "registry.sqlite") as database:
+        (triggers,) = (
+            [name for (name,) in database.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+            )],
+        )  # fmt: skip
+        for name in triggers:
+            database.execute(f"DROP TRIGGER {name}")
+        database.execute("UPDATE audit SET hash = '0' WHERE seq = 3")
+    verify = ("audit", "verify", "--state-dir", str(tmp_path))
+    result = admin(*verify)
+    assert result.exit_code == 1
+    assert "Entry 3: its hash is not that of its body; the 2 before" in result.stderr
+    assert json.loads(admin(*verify, "--json").stdout)["entry"] == 3
+    gone = admin("audit", "verify", "--state-dir", "/nowhere", "--json")
+    assert (gone.exit_code, gone.stdout) == (3, "")
+    assert json.loads(gone.stderr)["code"] == "NOT_FOUND"
+
+
+def test_errors_are_a_line_or_an_object() -> None:
+    assert error_text("no", Code.ABORTED, as_json=False) == "baton: no"
+    assert json.loads(error_text("no", Code.ABORTED, as_json=True)) == {
+        "error": "no",
+        "code": "ABORTED",
+    }
