@@ -133,9 +133,15 @@ def read(file: Path) -> dict[str, Any]:
     """Return the object in a YAML or JSON file."""
     try:
         value = yaml.safe_load(file.read_text())
+        json.dumps(value)
+    except RecursionError:
+        raise typer.BadParameter(f"{file}: is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())
         raise typer.BadParameter(f"{file}: {text}") from None
+    except (TypeError, ValueError) as error:
+        text = f"{file}: {error}; put dates and the like into quotes"
+        raise typer.BadParameter(text) from None
     if not isinstance(value, dict):
         raise typer.BadParameter(f"{file}: must hold an object")
     return value

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, JsonValue, StringConstraints, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
+from gateway.documents import first_fault
 from gateway.errors import InvalidRequest
 from gateway.registry.audit import canonical
 from gateway.traffic.table import MODEL_TRAFFIC, ModelTraffic
@@ -239,9 +240,7 @@ def metadata_from(value: object, where: str = "metadata") -> Metadata:
         metadata = METADATA.validate_python(value)
         size = len(canonical(METADATA.dump_python(metadata, mode="json")))
     except PydanticError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "it"
-        raise InvalidRequest(f"{where}: {place[:200]}: {first['msg']}") from error
+        raise InvalidRequest(f"{where}: {first_fault(error, Metadata)}") from error
     except ValueError as error:
         raise InvalidRequest(f"{where}: is not JSON: {error}") from error
     if size > MAX_METADATA_BYTES:

@@ -64,9 +64,9 @@ def check(traffic: ModelTraffic) -> None:
                 f"guardrails: '{guardrail.metric}' is not watched; there are "
                 + " and ".join(METRICS)
             )
-        if not guardrail.limit > 0:
+        if not 0 < guardrail.limit < math.inf:
             raise InvalidRequest(
-                f"guardrails: the limit of {guardrail.metric} must be above 0"
+                f"guardrails: the limit of {guardrail.metric} must be a number above 0"
             )
 
 
@@ -84,15 +84,21 @@ def _check_arms(traffic: ModelTraffic) -> None:
     if len(versions) != len(arms):
         raise InvalidRequest("arms: a version is there twice")
     if min(versions) < 1:
-        raise InvalidRequest("arms: a version is a whole number from 1 on")
+        raise InvalidRequest(
+            f"arms: version {min(versions)}: versions are whole numbers from 1 on"
+        )
     champions = sum(arm.role is Role.CHAMPION for arm in arms)
     if champions != 1 or any(arm.role is Role.SHADOW for arm in arms):
         raise InvalidRequest(
             f"arms: exactly one is the champion and the others are challengers, not "
             f"{champions} champions"
         )
-    if any(not 0 <= arm.share <= 1 for arm in arms):
-        raise InvalidRequest("arms: a share is between 0 and 1")
+    for arm in arms:
+        if not 0 <= arm.share <= 1:
+            raise InvalidRequest(
+                f"arms: version {arm.version} has a share of {arm.share:g}; a share "
+                "is between 0 and 1, such as 0.9 for 90 %"
+            )
     total = math.fsum(arm.share for arm in arms)
     if abs(total - 1) > _TOLERANCE:
         raise InvalidRequest(f"arms: shares sum to {total:g}; they must sum to 1")
@@ -134,8 +140,9 @@ def _check_ranges(policy: Policy) -> None:
         raise InvalidRequest("policy: posterior must be 'beta' or 'gaussian'")
     if policy.max_step == 0 or policy.cap == 0:
         raise InvalidRequest("policy: max_step and cap must be above 0")
-    if policy.min_rewards < 0 or policy.shrinkage < 0:
-        raise InvalidRequest("policy: min_rewards and shrinkage must not be negative")
+    for name in ("min_rewards", "shrinkage"):
+        if not 0 <= getattr(policy, name) < math.inf:
+            raise InvalidRequest(f"policy: {name} must be a number, at least 0")
     if not 0 <= policy.label_delay_s <= 31 * 86_400:
         raise InvalidRequest("policy: label_delay_s must be between 0 and 31 days")
     if not 0.05 <= policy.refresh_s <= 3600:
@@ -211,5 +218,7 @@ def _check_shadows(shadows: tuple[Shadow, ...], arms: set[int]) -> None:
     for shadow in shadows:
         if not 0 < shadow.sample <= 1 or shadow.max_queue < 1:
             raise InvalidRequest(
-                "shadows: sample is above 0 and at most 1, max_queue at least 1"
+                f"shadows: version {shadow.version} has a sample of {shadow.sample:g} "
+                f"and a max_queue of {shadow.max_queue}; sample is above 0 and at most "
+                "1, max_queue at least 1"
             )

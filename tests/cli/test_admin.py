@@ -310,6 +310,27 @@ def test_an_empty_source_is_not_this_folder(admin: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "status", "message"),
+    [
+        ("ownr: ann", 1, "metadata: ownr is no field; there are description, owner"),
+        ("metrics: {auc: .inf}", 1, "metadata: metrics.auc must be a finite number"),
+        ("description: 2026-01-02", 2, "put dates and the like into quotes"),
+        ("[" * 5000, 2, "nested too deeply"),
+    ],
+)
+def test_metadata_that_cannot_be_kept_says_why(
+    admin: Any, served: Served, text: str, status: int, message: str
+) -> None:
+    file = served.state.parent / "metadata.yaml"
+    file.write_text(text)
+    source = str(served.state.parent / "1.onnx")
+    command = words("models", "import", source, "--metadata", str(file))
+    result = admin(*command, "--model", MODEL)
+    assert result.exit_code == status
+    assert message in " ".join(result.stderr.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
     "command",
     [
         ("models", "show", "nobody"),

@@ -124,7 +124,7 @@ def test_metadata_changes_field_by_field(three: Registry) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"color": 1}, "color: Unexpected"),
+        ({"color": 1}, "color is no field; there are description"),
         ({"metrics": {"auc": float("nan")}}, "JSON"),
         ({"metrics": {"auc": "high"}}, "metrics.auc"),
         ({"lineage": {"branch": "x"}}, "lineage.branch"),

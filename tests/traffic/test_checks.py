@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -49,6 +50,30 @@ COUNTRY = Source("parameter", "country")
         ({"arms": (Arm(1, Role.CHALLENGER, 1.0),)}, "arms: exactly one"),
         ({"arms": (TABLE.arms[0], TABLE.arms[0])}, "arms: a version is there twice"),
         ({"policy": Policy(floor=1.5)}, "policy: floor"),
+        ({"policy": Policy(contextual=True, floor=math.nan)}, "policy: floor"),
+        ({"policy": Policy(shrinkage=math.nan)}, "policy: shrinkage must be a number"),
+        ({"policy": Policy(shrinkage=math.inf)}, "policy: shrinkage must be a number"),
+        ({"policy": Policy(min_rewards=-1)}, "policy: min_rewards must be a number"),
+        ({"policy": Policy(discount=math.nan)}, "policy: discount"),
+        ({"policy": Policy(label_delay_s=math.inf)}, "policy: label_delay_s"),
+        ({"policy": Policy(refresh_s=math.nan)}, "policy: refresh_s"),
+        (
+            {"guardrails": (Guardrail("error_rate", math.inf),)},
+            "guardrails: the limit of error_rate must be a number",
+        ),
+        (
+            {"shadows": (Shadow(3, sample=math.nan),)},
+            "shadows: version 3 has a sample of nan",
+        ),
+        (
+            {"arms": (Arm(1, Role.CHAMPION, math.nan), TABLE.arms[1])},
+            "arms: version 1 has a share of nan",
+        ),
+        (
+            {"arms": (Arm(1, Role.CHAMPION, 90), Arm(2, Role.CHALLENGER, 10))},
+            "arms: version 1 has a share of 90; .* such as 0.9 for 90 %",
+        ),
+        ({"arms": (Arm(-1, Role.CHAMPION, 1.0),)}, "arms: version -1: versions are"),
         ({"policy": Policy(contextual=True)}, "policy: contextual needs segments"),
     ],
 )
