@@ -104,7 +104,6 @@ class Gateway:
         lifecycle = Lifecycle(config, repository, store, self._canary)
         fleet = lifecycle.fleet = Fleet(
             config,
-            lifecycle.placements,
             on_healthy=self._children.healthy,
             on_hung=self._children.kill,
             on_shadow=self._start_shadows,

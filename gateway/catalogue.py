@@ -6,6 +6,8 @@ new state of the world is a new catalogue with a higher revision.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar
@@ -140,6 +142,26 @@ class WorkerEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What leads from one catalogue to the next: no larger for all that stays.
+
+    Attributes:
+        base: Revision that they lead from.
+        revision: Revision that they lead to.
+        ready: As in `Catalogue`.
+        models: Those that changed, by name; ``None``: gone.
+        workers: All of them, each with the handles that it has got since, and those
+            that it no longer has.
+    """
+
+    base: int
+    revision: int
+    ready: bool
+    models: dict[str, ModelEntry | None]
+    workers: tuple[tuple[WorkerEntry, frozenset[int]], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue:
     """Everything a front must know.
 
@@ -160,6 +182,49 @@ class Catalogue:
     fronts: int = 1
     traffic: dict[str, ModelTraffic] = field(default_factory=dict)
     weights: dict[str, Weights] = field(default_factory=dict)
+
+    def changes(
+        self,
+        models: dict[str, ModelEntry | None],
+        workers: tuple[WorkerEntry, ...],
+        *,
+        ready: bool,
+    ) -> Changes:
+        """Return what leads from here to where these models and workers are.
+
+        Args:
+            models: Those that change, by name; ``None``: gone.
+            workers: All of them, with all of their handles.
+            ready: As in `Catalogue`.
+        """
+        had = self._handles_by_pid()
+        since = tuple(
+            (
+                replace(one, handles=one.handles - had[one.pid]),
+                had[one.pid] - one.handles,
+            )
+            for one in workers
+        )
+        return Changes(self.revision, self.revision + 1, ready, models, since)
+
+    def after(self, changes: Changes) -> Catalogue:
+        """Return the catalogue that changes lead to; traffic stays as it is."""
+        models = {**self.models, **changes.models}
+        had = self._handles_by_pid()
+        return replace(
+            self,
+            revision=changes.revision,
+            ready=changes.ready,
+            models={name: entry for name, entry in models.items() if entry is not None},
+            workers=tuple(
+                replace(one, handles=had[one.pid] - lost | one.handles)
+                for one, lost in changes.workers
+            ),
+        )
+
+    def _handles_by_pid(self) -> defaultdict[int, frozenset[int]]:
+        those = {worker.pid: worker.handles for worker in self.workers}
+        return defaultdict(frozenset, those)
 
     def with_traffic(
         self, model: str, traffic: ModelTraffic, weights: Weights | None = None
@@ -251,14 +316,9 @@ class Catalogue:
         versions = entry.versions if entry is not None else {}
         return {n: v for n, v in versions.items() if v.state == State.READY}
 
-    def handles(self) -> set[int]:
-        """Return the handles of all ready versions."""
-        return {
-            version.handle
-            for model in self.models.values()
-            for version in model.versions.values()
-            if version.state == State.READY
-        }
+    def handles(self, models: Iterable[str]) -> set[int]:
+        """Return the handles of all ready versions of those of the models it knows."""
+        return {v.handle for m in models for v in self.ready_versions(m).values()}
 
 
 def _highest(model: ModelEntry, traffic: ModelTraffic | None) -> VersionEntry:
@@ -297,3 +357,5 @@ def _not_ready(model: str, entry: VersionEntry) -> str:
 
 CATALOGUE = TypeAdapter(Catalogue)
 """Reads and writes a `Catalogue` as JSON."""
+CHANGES = TypeAdapter(Changes)
+"""Reads and writes `Changes` as JSON."""

@@ -14,13 +14,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from gateway.catalogue import CATALOGUE, Catalogue, WorkerEntry
+from gateway.catalogue import CATALOGUE, CHANGES, Catalogue, Changes, WorkerEntry
 from gateway.channel import Answer, Channel
 from gateway.clock import now_ns
 from gateway.config import Config
@@ -108,7 +108,6 @@ class Front:
         self._channel = Channel(self._on_control, self._on_control_lost)
         self._links: dict[int, WorkerLink] = {}
         self._connecting: dict[int, asyncio.Task[None]] = {}
-        self._handles_kept: set[int] = set()
         self._first_catalogue: asyncio.Future[None] = loop.create_future()
         self._stop = asyncio.Event()
 
@@ -195,7 +194,9 @@ class Front:
         match message["op"]:
             case "catalogue":
                 catalogue = CATALOGUE.validate_python(message["catalogue"])
-                answer({"busy": self._apply(catalogue)})
+                answer(self._apply(catalogue, {*self.state.catalogue.models}))
+            case "changes":
+                answer(self._change(CHANGES.validate_python(message["changes"])))
             case "traffic":
                 traffic = MODEL_TRAFFIC.validate_python(message["traffic"])
                 weights = message["weights"]
@@ -216,15 +217,26 @@ class Front:
     def _on_control_lost(self, channel: Channel) -> None:
         self._stop.set()  # the supervisor is gone, and the kernel ends us with it
 
-    def _apply(self, catalogue: Catalogue) -> list[int]:
-        """Put a catalogue in force; return loads that are gone but still in use."""
-        self._handles_kept = catalogue.handles()
+    def _change(self, changes: Changes) -> dict[str, Any]:
+        catalogue = self.state.catalogue
+        if changes.base != catalogue.revision:
+            return {"missed": True}  # only the whole catalogue helps
+        return self._apply(catalogue.after(changes), changes.models)
+
+    def _apply(self, catalogue: Catalogue, changed: Iterable[str]) -> dict[str, Any]:
+        """Put a catalogue in force; say which loads are gone but still in use.
+
+        Args:
+            catalogue: All of it.
+            changed: The models that are others in it, or gone.
+        """
+        gone = self.state.catalogue.handles(changed) - catalogue.handles(changed)
         self.state.swap(catalogue)
-        busy = self.dispatcher.retain(catalogue)
+        busy = self.dispatcher.retain(catalogue, gone)
         self._follow_workers(catalogue)
         if not self._first_catalogue.done():
             self._first_catalogue.set_result(None)
-        return busy
+        return {"busy": busy}
 
     def _decisions(self, model: str, count: int) -> list[dict[str, Any]]:
         """Return the last decisions about a model as JSON values, latest first."""
@@ -241,9 +253,8 @@ class Front:
         ]
 
     def _handle_idle(self, handle: int) -> None:
-        if handle not in self._handles_kept:
-            self._channel.tell({"op": "released", "handle": handle})
-            self.dispatcher.retain(self.state.catalogue)
+        self._channel.tell({"op": "released", "handle": handle})
+        self.dispatcher.retain(self.state.catalogue, {handle})
 
     async def _report_forever(self) -> None:
         while True:
@@ -328,7 +339,7 @@ class Front:
 
     def _link_lost(self, link: WorkerLink) -> None:
         self._links.pop(link.worker.pid, None)
-        self.dispatcher.retain(self.state.catalogue)  # it may have been the last one
+        self.dispatcher.retain(self.state.catalogue, ())  # it may have been the last
 
     def _link_hangs(self, link: WorkerLink) -> None:
         self._channel.tell(

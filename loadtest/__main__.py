@@ -90,11 +90,16 @@ def stages(
 
 
 @app.command()
-def routing(*, json: Json = False) -> None:
-    """Measure what choosing between arms adds to a request."""
-    from loadtest.routing import run
+def routing(
+    *,
+    changes: Annotated[bool, typer.Option("--changes", help="The latter.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure what choosing an arm adds to a request, or a change's costs."""
+    from loadtest import changes as loading
+    from loadtest import routing as choosing
 
-    raise typer.Exit(run(as_json=json))
+    raise typer.Exit((loading if changes else choosing).run(as_json=json))
 
 
 @app.command()
@@ -115,12 +120,8 @@ def compare(
         float, typer.Option(min=0.5, help="Length of one measurement.")
     ] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over all servers.")] = 3,
-    servers: Annotated[
-        str, typer.Option(help="Comma-separated servers; none for all of a case.")
-    ] = "",
-    transport: Annotated[
-        str, typer.Option(help="Of Baton: own or grpcio; none for its default.")
-    ] = "",
+    servers: Annotated[str, typer.Option(help="Comma-separated; none for all.")] = "",
+    transport: Annotated[str, typer.Option(help="Of Baton: own or grpcio.")] = "",
     short: Annotated[
         bool, typer.Option("--short", help="Few cases, no peers to install.")
     ] = False,

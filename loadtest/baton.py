@@ -17,9 +17,9 @@ EXIT_S = PRE_DRAIN_MS / 1000 + DRAIN_S + 2
 """Drain as configured, and two seconds for the processes to end."""
 
 
-def command(config: Path) -> list[str]:
-    """Return the command line of ``baton serve``."""
-    return [sys.executable, "-m", "gateway", "serve", str(config)]
+def command(config: Path, module: str = "gateway") -> list[str]:
+    """Return the command line of ``baton serve``, or of a module that serves so."""
+    return [sys.executable, "-m", module, "serve", str(config)]
 
 
 @contextmanager
@@ -30,6 +30,7 @@ def serving(
     fronts: int = 1,
     settings: Mapping[str, Mapping[str, object]] | None = None,
     core: int | None = None,
+    module: str = "gateway",
 ) -> Iterator[Server]:
     """Run Baton with one worker for a ``with`` block.
 
@@ -39,6 +40,7 @@ def serving(
         fronts: Front processes.
         settings: Fields of configuration sections that win over those here.
         core: The only core of all its processes; ``None`` for any.
+        module: That serves; another one than Baton's own, to measure what it changes.
 
     Yields:
         The server, started but not yet ready.
@@ -60,5 +62,5 @@ def serving(
     config = folder / "baton.yaml"
     config.write_text(yaml.safe_dump(whole))
     log = folder / "baton.log"
-    with running(command(config), port=port, log=log, core=core) as server:
+    with running(command(config, module), port=port, log=log, core=core) as server:
         yield server

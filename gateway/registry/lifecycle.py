@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from gateway.catalogue import UNLOADED, ModelEntry, State, VersionEntry
@@ -81,18 +82,9 @@ class Lifecycle:
         self._ready = False
         self._canaries = asyncio.Semaphore(2)
         self._store_lock = asyncio.Lock()
-        self._digests_in_use: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter()  # of artefacts, by digest
         self._background: set[asyncio.Task[None]] = set()
         self.fleet: Fleet
-
-    def placements(self) -> list[Placement]:
-        """Return every load that workers should have now."""
-        return [
-            version.placement
-            for model in self._models.values()
-            for version in model.versions.values()
-            if version.placement is not None
-        ]
 
     def ready(self, name: str) -> dict[str, list[int]]:
         """Return versions of a model: ready to answer, ready at all, being loaded."""
@@ -138,7 +130,8 @@ class Lifecycle:
         await asyncio.gather(*(one(name) for name in names))
         self._ready = True
         await self._publish()
-        await self._collect_garbage()  # what earlier runs left
+        async with self._store_lock:  # what earlier runs left
+            await self._remove(partial(self._store.remove_unused, {*self._uses}))
 
     async def load(
         self,
@@ -176,15 +169,15 @@ class Lifecycle:
                 definition = await asyncio.to_thread(
                     self._read, name, config_json, files, Path(folder)
                 )
+                record.reason = ""
                 failures = await self._bring_up(record, definition)
         except GatewayError as error:
             if not record.versions:
                 record.reason = error.message
                 if self._ready and name not in self._offered():
                     del self._models[name]  # made-up names must not pile up
-                await self._publish()
+                await self._publish(name)
             raise
-        record.reason = ""
         if failures:
             raise LoadFailed("; ".join(failures))
         chosen = {source.version for source in definition.versions}
@@ -192,7 +185,9 @@ class Lifecycle:
             # What the repository has come to want meanwhile is not taken away.
             again = await asyncio.to_thread(self._repository.read, name)
             chosen.update(source.version for source in again.versions)
-        await self._retire(record, [v for v in record.versions if v not in chosen])
+        gone = [version for version in record.versions if version not in chosen]
+        if gone:
+            await self._retire(name, record, gone)
 
     async def unload(self, name: str) -> None:
         """Take a model out of service; what it has in flight is answered.
@@ -204,7 +199,7 @@ class Lifecycle:
         if record is None or not (record.versions or record.reason):
             raise InvalidRequest(f"Model to be unloaded has not been served: '{name}'")
         async with record.lock:
-            await self._retire(record, list(record.versions))
+            await self._retire(name, record, list(record.versions))
 
     async def close(self) -> None:
         """Stop what runs in the background."""
@@ -247,21 +242,20 @@ class Lifecycle:
         for number in fresh:
             record.versions[number] = VersionRecord(VersionEntry(number, State.LOADING))
         if fresh:
-            await self._publish()
+            await self._publish(definition.name)
         failures = []
         for source in definition.versions:
             current = record.versions[source.version]
             try:
                 async with self._store_lock:
                     artefact = await asyncio.to_thread(self._store.take_in, source.path)
-                    self._digests_in_use[artefact.digest] += 1
+                    self._uses[artefact.digest] += 1
                 try:
                     await self._bring_up_one(
                         record, definition, source.version, artefact
                     )
                 finally:
-                    self._digests_in_use[artefact.digest] -= 1
-                    self._digests_in_use += Counter()  # drops the zeros
+                    await self._drop(artefact.digest)
             except (GatewayError, ModelRefused, OSError) as error:
                 reason = str(error)
                 if isinstance(error, OSError):  # its text holds paths of ours
@@ -273,9 +267,7 @@ class Lifecycle:
                 if current.entry.state != State.READY:
                     entry = VersionEntry(source.version, State.UNAVAILABLE, reason)
                     record.versions[source.version] = VersionRecord(entry)
-                    await self._publish()
-        if failures:
-            await self._collect_garbage()
+                    await self._publish(definition.name)
         return failures
 
     async def _bring_up_one(
@@ -334,7 +326,8 @@ class Lifecycle:
         record.versions[version] = VersionRecord(
             entry, placement, artefact.digest, definition.settings
         )
-        await self._publish()
+        self._uses[artefact.digest] += 1
+        await self._publish(definition.name)
         _log.info(
             "version_ready",
             model=definition.name,
@@ -343,55 +336,63 @@ class Lifecycle:
             max_batch_rows=report.spec.max_batch_rows,
             digest=artefact.digest[:12],
         )
-        if current.placement is not None:
-            self._let_go(current.placement.order.handle)
+        self._let_go(current)
 
     # -- down -------------------------------------------------------------------
 
-    async def _retire(self, record: ModelRecord, versions: list[int]) -> None:
+    async def _retire(
+        self, name: str, record: ModelRecord, versions: list[int]
+    ) -> None:
         """Take versions out of service, then free them once their work is done."""
-        handles = []
+        retired = []
         for version in versions:
             current = record.versions[version]
             if current.entry.state == State.UNAVAILABLE:
                 continue  # why it could not be loaded is worth more than "unloaded"
-            if current.placement is not None:
-                handles.append(current.placement.order.handle)
+            retired.append(current)
             entry = VersionEntry(version, State.UNAVAILABLE, UNLOADED)
             record.versions[version] = VersionRecord(entry)
-        await self._publish()
-        for handle in handles:
-            self._let_go(handle)
+        await self._publish(name)
+        for current in retired:
+            self._let_go(current)
 
-    def _let_go(self, handle: int) -> None:
+    def _let_go(self, version: VersionRecord) -> None:
+        """Free what a version was loaded as, if it was, once its work is done."""
+        if version.placement is None:
+            return
+        handle = version.placement.order.handle
+
         async def later() -> None:
             await self.fleet.released(handle)
             await self.fleet.unload(handle)
-            await self._collect_garbage()
+            await self._drop(version.digest)
 
         task = asyncio.get_running_loop().create_task(later())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _collect_garbage(self) -> None:
-        """Remove copies that no version is, or is about to be, loaded from."""
+    async def _drop(self, digest: str) -> None:
+        """Count a use less of a copy; one that no version needs is removed."""
         async with self._store_lock:
-            keep = {digest for digest, uses in self._digests_in_use.items() if uses}
-            for model in self._models.values():
-                keep.update(v.digest for v in model.versions.values())
-            try:
-                await asyncio.to_thread(self._store.remove_unused, keep)
-            except OSError as error:  # it costs space, no more
-                _log.warning("artefacts_not_removed", reason=repr(error))
+            self._uses[digest] -= 1
+            if not self._uses[digest]:
+                del self._uses[digest]
+                await self._remove(partial(self._store.remove, digest))
 
-    async def _publish(self) -> None:
-        models = {
-            name: ModelEntry(
-                name,
-                {v: version.entry for v, version in record.versions.items()},
-                record.reason,
-            )
-            for name, record in self._models.items()
-            if record.versions or record.reason
-        }
+    async def _remove(self, work: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(work)
+        except OSError as error:  # it costs space, no more
+            _log.warning("artefacts_not_removed", reason=repr(error))
+
+    async def _publish(self, *names: str) -> None:
+        """Put what is served of these models in force in every front."""
+        models = {name: self._entry(name) for name in names}
         await self.fleet.publish(models, ready=self._ready)
+
+    def _entry(self, name: str) -> ModelEntry | None:
+        record = self._models.get(name)
+        if record is None or not (record.versions or record.reason):
+            return None
+        versions = {v: version.entry for v, version in record.versions.items()}
+        return ModelEntry(name, versions, record.reason)

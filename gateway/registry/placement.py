@@ -33,8 +33,10 @@ class Fleet(Protocol):
     async def unload(self, handle: int) -> None:
         """Free a load everywhere."""
 
-    async def publish(self, models: dict[str, ModelEntry], *, ready: bool) -> None:
-        """Put a catalogue in force in every front, and return when it is."""
+    async def publish(
+        self, models: dict[str, ModelEntry | None], *, ready: bool
+    ) -> None:
+        """Put models that changed in force in every front (``None``: gone there)."""
 
     async def released(self, handle: int) -> None:
         """Wait until no front uses a load that is no longer published."""

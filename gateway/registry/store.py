@@ -40,8 +40,8 @@ class ArtefactStore:
     Making one deletes what a run that died had not finished.
 
     All calls block on the disk: call them from a thread. `take_in` may run in
-    several threads at a time; not while `remove_unused` runs, which could remove
-    what it just found to be there already.
+    several threads at a time; not while `remove` or `remove_unused` runs, which could
+    remove what it just found to be there already.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -104,10 +104,14 @@ class ArtefactStore:
         """
         for artefact in self._folder.glob("[0-9a-f]*"):
             if artefact.name not in keep:
-                # Renamed first: dying half-way must not leave half an artefact.
-                doomed = artefact.with_name(f".old-{artefact.name}")
-                artefact.rename(doomed)
-                _remove(doomed)
+                self.remove(artefact.name)
+
+    def remove(self, digest: str) -> None:
+        """Delete an artefact, which is there, likewise."""
+        # Renamed first: dying half-way must not leave half an artefact.
+        target, doomed = self.folder(digest), self._folder / f".old-{digest}"
+        target.rename(doomed)
+        _remove(doomed)
 
     def _keep(self, folder: Path, digest: str, files: dict[str, str]) -> None:
         """Give a complete folder its name, unless it is there, and still is that."""
@@ -118,9 +122,7 @@ class ArtefactStore:
             sync_folder(parent)
         target = self.folder(digest)
         if target.is_dir() and not _holds(target, files):
-            doomed = target.with_name(f".old-{digest}")
-            target.rename(doomed)
-            _remove(doomed)
+            self.remove(digest)
         try:
             folder.rename(target)
         except OSError:

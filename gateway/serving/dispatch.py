@@ -8,14 +8,11 @@ client left. Loop thread only; no tasks, no futures.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 
 from gateway.catalogue import Catalogue, State, VersionEntry
-from gateway.errors import (
-    GatewayError,
-    ModelFailed,
-    WorkerLost,
-)
+from gateway.errors import GatewayError, ModelFailed, WorkerLost
 from gateway.logs import get_logger
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batch, CloseReason
@@ -63,7 +60,7 @@ class Dispatcher:
         self._admission = admission
         self._max_attempts = max_attempts
         self._pushback_ms = pushback_ms
-        self._queues: dict[tuple[str, int], VersionQueue] = {}
+        self._queues: dict[int, dict[str, VersionQueue]] = {}
         self._active: dict[VersionQueue, None] = {}
         self._running: dict[Batch, VersionQueue] = {}
         self._pump_due = False
@@ -72,7 +69,8 @@ class Dispatcher:
         self._wake: asyncio.TimerHandle | None = None
         self._wake_ns = 0
         self._expiry = Expiry(loop, now_ns, self._active, self._running, self._fail)
-        self._statistics: dict[tuple[str, int], VersionStatistics] = {}
+        self._statistics: defaultdict[tuple[str, int], VersionStatistics]
+        self._statistics = defaultdict(VersionStatistics)
         self.ports: list[WorkerPort] = []
         self.on_idle_handle: Callable[[int], None] = lambda handle: None
 
@@ -80,11 +78,7 @@ class Dispatcher:
 
     def statistics(self, model: str, version: int) -> VersionStatistics:
         """Return the counters of a version; they outlive its reloads."""
-        key = (model, version)
-        found = self._statistics.get(key)
-        if found is None:
-            found = self._statistics[key] = VersionStatistics()
-        return found
+        return self._statistics[model, version]
 
     def all_statistics(self) -> Iterator[tuple[str, int, VersionStatistics]]:
         """Yield model, version and counters of everything ever served here."""
@@ -93,37 +87,39 @@ class Dispatcher:
 
     def queue_for(self, model: str, entry: VersionEntry) -> VersionQueue:
         """Return the queue of a ready version under a name, made on first use."""
-        key = model, entry.handle
-        queue = self._queues.get(key)
-        if queue is None:
+        queues = self._queues.setdefault(entry.handle, {})
+        if model not in queues:
             statistics = self.statistics(model, entry.version)
-            queue = self._queues[key] = VersionQueue(model, entry, statistics)
-        return queue
+            queues[model] = VersionQueue(model, entry, statistics)
+        return queues[model]
 
-    def retain(self, catalogue: Catalogue) -> list[int]:
+    def retain(self, catalogue: Catalogue, gone: Iterable[int]) -> list[int]:
         """Drop idle queues of loads that are gone; return those still busy.
 
         What waits for a load that no worker has any more moves to the load that
         took its place, or fails where there is none like it.
+
+        Args:
+            catalogue: What is served now.
+            gone: Loads that it has no longer, since the last time.
         """
-        kept = catalogue.handles()
-        held = {h for worker in catalogue.workers for h in worker.handles}
-        held.update(h for port in self.ports for h in port.handles)
-        for (_, handle), queue in tuple(self._queues.items()):
-            if handle not in kept and handle not in held and not queue.empty():
+        held = [worker.handles for worker in catalogue.workers]
+        held += [port.handles for port in self.ports]
+        retired = {h: q for h in {*self._retired, *gone} if (q := self._queues.get(h))}
+        for handle, queues in retired.items():
+            if any(handle in handles for handles in held):
+                continue
+            for queue in [one for one in queues.values() if not one.empty()]:
                 self._move(queue, catalogue)
                 self._settle(queue)
-        busy: set[int] = set()
-        for key, queue in tuple(self._queues.items()):
-            if queue.entry.handle in kept:
-                continue
-            if queue.idle():
-                del self._queues[key]
+        for queues in retired.values():
+            for queue in [one for one in queues.values() if one.idle()]:
+                del queues[queue.model]
                 self._active.pop(queue, None)
-            else:
-                busy.add(queue.entry.handle)
-        self._retired = busy
-        return sorted(busy)
+        self._retired = {handle for handle, queues in retired.items() if queues}
+        for handle in retired.keys() - self._retired:
+            del self._queues[handle]
+        return sorted(self._retired)
 
     def _move(self, queue: VersionQueue, catalogue: Catalogue) -> None:
         """Let what waits in a queue wait in that of its version's present load."""
@@ -151,7 +147,8 @@ class Dispatcher:
 
     def slowest_run_ns(self) -> int:
         """Return the slowest recent run over all versions, for the watchdog."""
-        return max((q.slowest_run_ns for q in self._queues.values()), default=0)
+        queues = (queue for those in self._queues.values() for queue in those.values())
+        return max((queue.slowest_run_ns for queue in queues), default=0)
 
     # -- requests in ------------------------------------------------------------
 
@@ -211,8 +208,8 @@ class Dispatcher:
             handle = queue.entry.handle
             if queue.idle():
                 self._active.pop(queue, None)
-                others = (q for q in self._queues.values() if q.entry.handle == handle)
-                if all(other.idle() for other in others):
+                others = self._queues.get(handle, {})
+                if all(other.idle() for other in others.values()):
                     self._retired.discard(handle)
                     self.on_idle_handle(handle)
 

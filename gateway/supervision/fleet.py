@@ -39,7 +39,6 @@ class WorkerPeer:
         ordered: Loads asked of it and still wanted, not yet reported.
         failed: Loads it could not make; not asked again.
         serving: Fronts know of it.
-        reconciling: Its missing loads are being made.
         loading: Held while it loads: one at a time.
     """
 
@@ -51,7 +50,6 @@ class WorkerPeer:
     ordered: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
     serving: bool = False
-    reconciling: bool = False
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -60,7 +58,6 @@ class Fleet:
 
     Args:
         config: Devices and timeouts.
-        placements: Returns the loads every worker should have.
         on_healthy: Called with the pid of a process that reported in.
         on_hung: Called with the pid of a process that was found hanging.
         on_shadow: Called when there is something for the shadows' pool to load.
@@ -69,7 +66,6 @@ class Fleet:
     def __init__(
         self,
         config: Config,
-        placements: Callable[[], list[Placement]],
         *,
         on_healthy: Callable[[int], None],
         on_hung: Callable[[int], None],
@@ -77,7 +73,7 @@ class Fleet:
     ) -> None:
         self._config = config
         self._on_shadow = on_shadow
-        self._placements = placements
+        self._placed: dict[int, Placement] = {}
         self._on_healthy = on_healthy
         self._on_hung = on_hung
         self._workers: dict[Channel, WorkerPeer] = {}
@@ -110,7 +106,7 @@ class Fleet:
     # -- what the lifecycle asks ------------------------------------------------
 
     async def load(self, placement: Placement, *, one_by_one: bool) -> LoadReport:
-        """Load a version in every worker that should have it.
+        """Load a version in every worker that should have it, also later ones.
 
         Args:
             placement: What, and in how many workers.
@@ -125,23 +121,28 @@ class Fleet:
         """
         if placement.shadow:
             self._on_shadow()
-        chosen = [w for w in self._workers.values() if w.serving]
-        chosen = [w for w in chosen if self._wants(w, placement)]
-        if one_by_one:
-            reports = [await self._load(worker, placement) for worker in chosen]
-        else:
-            loads = [self._load(worker, placement) for worker in chosen]
-            reports = list(await asyncio.gather(*loads))
-        failed = [report for report in reports if report.error]
-        if failed:
-            await self.unload(placement.order.handle)
-            raise LoadFailed(failed[0].error)
-        return reports[0] if reports else LoadReport(placement.order.handle)
+        handle = placement.order.handle
+        reports: list[LoadReport] = []
+        # Again for those that began to serve meanwhile; whoever does from now on
+        # looks at `_placed` first.
+        while chosen := self._lacking(placement):
+            if one_by_one:
+                reports += [await self._load(worker, placement) for worker in chosen]
+            else:
+                loads = [self._load(worker, placement) for worker in chosen]
+                reports += await asyncio.gather(*loads)
+            failed = [report for report in reports if report.error]
+            if failed:
+                await self.unload(handle)
+                raise LoadFailed(failed[0].error)
+        self._placed[handle] = placement
+        return reports[0] if reports else LoadReport(handle)
 
     async def unload(self, handle: int) -> None:
         """Free a load in every worker that has it."""
         for worker in tuple(self._workers.values()):
             worker.ordered.discard(handle)
+            worker.failed.discard(handle)
             if handle in worker.handles:
                 worker.handles.discard(handle)
                 await self._unload(worker, handle)
@@ -150,14 +151,18 @@ class Fleet:
         with contextlib.suppress(GatewayError):  # gone, with its memory
             await worker.channel.ask({"op": "unload", "handle": handle})
 
-    async def publish(self, models: dict[str, ModelEntry], *, ready: bool) -> None:
-        """Put a new catalogue in force in every front, and wait until it is."""
+    async def publish(
+        self, models: dict[str, ModelEntry | None], *, ready: bool
+    ) -> None:
+        """Put models that changed in force in every front, and wait until they are."""
         await self.fronts.publish(models, self._serving(), ready=ready)
-        for worker in tuple(self._workers.values()):
-            self._spawn(self._reconcile(worker))
 
     async def released(self, handle: int) -> None:
-        """Wait until no front uses a load that the catalogue no longer has."""
+        """Wait until no front uses a load that the catalogue no longer has.
+
+        Workers that come from now on do not get it.
+        """
+        self._placed.pop(handle, None)
         await self.fronts.released(handle)
 
     # -- workers ----------------------------------------------------------------
@@ -171,6 +176,13 @@ class Fleet:
             return self._in_pool(worker) and placement.shadow
         place = worker.index % self._config.workers.count
         return placement.share == 0 or place < placement.share
+
+    def _lacking(self, placement: Placement) -> list[WorkerPeer]:
+        """Return the workers that serve and should have a load, but have it not."""
+        handle = placement.order.handle
+        serving = (w for w in self._workers.values() if w.serving)
+        lacking = (w for w in serving if handle not in w.handles)
+        return [w for w in lacking if self._wants(w, placement)]
 
     def _order_for(self, worker: WorkerPeer, order: LoadOrder) -> LoadOrder:
         if order.settings.device != "cuda":
@@ -209,24 +221,18 @@ class Fleet:
 
     async def _reconcile(self, worker: WorkerPeer) -> None:
         """Load whatever a worker should have and has not; then let it serve."""
-        if worker.reconciling:
-            return  # the one at work looks again after every load
-        worker.reconciling = True
-        changed = False
-        try:
-            while worker.channel in self._workers:
-                missing = self._missing(worker)
-                if not missing:
-                    break
-                report = await self._load(worker, missing[0])
-                changed = True
+        while missing := self._missing(worker):  # more may come while these load
+            for placement in missing:
+                if worker.channel not in self._workers:
+                    return
+                if placement.order.handle not in self._placed:
+                    continue
+                report = await self._load(worker, placement)
                 if report.error:
                     worker.failed.add(report.handle)
                     reason = report.error
                     _log.error("reload_failed", worker=worker.index, reason=reason)
-        finally:
-            worker.reconciling = False
-        if worker.channel in self._workers and (changed or not worker.serving):
+        if worker.channel in self._workers:
             worker.serving = True
             self._arrived.set()
             await self.fronts.place(self._serving())
@@ -242,7 +248,7 @@ class Fleet:
         known = worker.handles | worker.failed
         return [
             placement
-            for placement in self._placements()
+            for placement in self._placed.values()
             if placement.order.handle not in known and self._wants(worker, placement)
         ]
 

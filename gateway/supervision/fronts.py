@@ -12,7 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.catalogue import CATALOGUE, Catalogue, ModelEntry, WorkerEntry
+from gateway.catalogue import (
+    CATALOGUE,
+    CHANGES,
+    Catalogue,
+    Changes,
+    ModelEntry,
+    WorkerEntry,
+)
 from gateway.channel import Channel
 from gateway.errors import GatewayError
 from gateway.logs import get_logger
@@ -79,16 +86,19 @@ class Fronts:
 
     async def publish(
         self,
-        models: dict[str, ModelEntry],
+        models: dict[str, ModelEntry | None],
         workers: tuple[WorkerEntry, ...],
         *,
         ready: bool,
     ) -> None:
-        """Put what is served in force in every front, and wait until it is."""
-        self._catalogue = dataclasses.replace(
-            self._catalogue, models=models, workers=workers, ready=ready
-        )
-        await self._push()
+        """Put what is served in force in every front, and wait until it is.
+
+        Args:
+            models: Those that changed, by name; ``None``: gone.
+            workers: All that serve.
+            ready: The models asked for at start are loaded or have failed.
+        """
+        await self._push(self._catalogue.changes(models, workers, ready=ready))
         if ready:
             self._started.set()
 
@@ -100,8 +110,8 @@ class Fronts:
 
     async def place(self, workers: tuple[WorkerEntry, ...]) -> None:
         """Tell every front which workers there are, and wait until they know."""
-        self._catalogue = dataclasses.replace(self._catalogue, workers=workers)
-        await self._push()
+        ready = self._catalogue.ready
+        await self._push(self._catalogue.changes({}, workers, ready=ready))
 
     async def set_traffic(
         self, model: str, traffic: ModelTraffic, weights: Weights | None
@@ -162,18 +172,29 @@ class Fronts:
 
         await asyncio.gather(*(one(front) for front in tuple(self._fronts.values())))
 
-    async def _push(self) -> None:
-        self._catalogue = dataclasses.replace(
-            self._catalogue, revision=self._catalogue.revision + 1
-        )
-        fronts = tuple(self._fronts.values())
-        await asyncio.gather(*(self._tell(front) for front in fronts))
+    async def _push(self, changes: Changes) -> None:
+        self._catalogue = self._catalogue.after(changes)
+        value = CHANGES.dump_python(changes, mode="json")
+        message = {"op": "changes", "changes": value}
+        # All are written to at once: changes reach a front in their order.
+        asked = [(one, one.channel.ask(message)) for one in self._fronts.values()]
+        await asyncio.gather(*(self._taken(*one) for one in asked))
 
     async def _tell(self, front: FrontPeer) -> None:
+        """Tell a front everything."""
         catalogue = CATALOGUE.dump_python(self._catalogue, mode="json")
         message = {"op": "catalogue", "catalogue": catalogue}
-        answer = await self._answer(front, front.channel.ask(message))
+        await self._taken(front, front.channel.ask(message))
+
+    async def _taken(
+        self, front: FrontPeer, asked: asyncio.Future[dict[str, Any]]
+    ) -> None:
+        """Wait until a front has what it was told in force, or is ended."""
+        answer = await self._answer(front, asked)
         if answer is None:
+            return
+        if answer.get("missed"):
+            await self._tell(front)
             return
         # Releases are handled as they arrive, this only when the task wakes up: one
         # that came in the same read must not be forgotten.

@@ -87,6 +87,7 @@ class World:
         self.retired: set[int] = set()
         for number in range(self.random.randint(1, 3)):
             self._load(f"m{number + 1}", self._policy())
+        self.published = {*self.loads}
         self.clients: list[SimulatedClient] = []
         self.next_value = 0
         for _ in range(self.random.randint(0, 3)):
@@ -127,14 +128,16 @@ class World:
 
     def publish(self) -> None:
         """Tell the dispatcher what is served now, as a front does."""
-        self.retired.update(self.dispatcher.retain(self.catalogue()))
+        catalogue = self.catalogue()
+        handles = catalogue.handles(catalogue.models)
+        gone, self.published = self.published - handles, handles
+        self.retired.update(self.dispatcher.retain(catalogue, gone))
         self.dispatcher.port_changed()
 
     def told_idle(self, handle: int) -> None:
         """Drop the queue of a load that is gone, as a front does."""
         self.idle_told.add(handle)
-        if handle not in self.catalogue().handles():
-            self.retired.update(self.dispatcher.retain(self.catalogue()))
+        self.retired.update(self.dispatcher.retain(self.catalogue(), {handle}))
 
     # -- what happens -----------------------------------------------------------
 
@@ -413,7 +416,7 @@ class World:
         assert self.admission.by_model() == {}
         assert self.admission.inflight_bytes == 0
         assert self.retired <= self.idle_told, "a load became free and nobody was told"
-        assert self.dispatcher.retain(Catalogue()) == []
+        assert self.dispatcher.retain(Catalogue(), self.published) == []
         outcomes = {"ok": 0, "cancelled": 0}
         for _, _, statistics in self.dispatcher.all_statistics():
             for label, count in statistics.outcomes.items():

@@ -124,7 +124,9 @@ def test_a_model_that_has_no_version_says_why(reason: str, text: str) -> None:
 @given(states)
 def test_handles_are_those_of_ready_versions(versions: dict[int, State]) -> None:
     ready = {n + 100 for n, state in versions.items() if state == State.READY}
-    assert catalogue_of(versions).handles() == ready
+    catalogue = catalogue_of(versions)
+    assert catalogue.handles([*catalogue.models, "unknown"]) == ready
+    assert catalogue.handles([]) == set()
 
 
 @given(states, st.sets(st.integers(1, 99)))

@@ -266,7 +266,7 @@ class TestLostWorkers:
         client = bench.submit(deadline_ns=bench.loop.now + 10 * MS)
         bench.lose(bench.port())
         worker = WorkerEntry(0, 1, "", frozenset({1}))  # it is about to connect
-        assert bench.dispatcher.retain(Catalogue(workers=(worker,))) == [1]
+        assert bench.dispatcher.retain(Catalogue(workers=(worker,)), {1}) == [1]
         assert bench.idle == []
         if ending == "cancel":
             bench.cancel(client)
@@ -274,7 +274,7 @@ class TestLostWorkers:
         else:
             bench.loop.advance(bench.loop.now + 20 * MS)
         assert bench.idle == [1]
-        assert bench.dispatcher.retain(Catalogue()) == []
+        assert bench.dispatcher.retain(Catalogue(), {1}) == []
 
 
 class TestStreams:
@@ -314,7 +314,7 @@ class TestStreams:
         bench.lose(bench.port())
         assert sum(client.outcomes for client in clients) == 1
         assert bench.admission.inflight_requests == 0
-        assert bench.dispatcher.retain(Catalogue()) == []
+        assert bench.dispatcher.retain(Catalogue(), {1}) == []
 
 
 class TestTurns:
@@ -467,16 +467,16 @@ class TestLoads:
         bench = Bench()
         bench.submit()
         port = bench.port()
-        assert bench.dispatcher.retain(Catalogue()) == [1]
+        assert bench.dispatcher.retain(Catalogue(), {1}) == [1]
         bench.succeed(port)
         assert bench.idle == [1]
-        assert bench.dispatcher.retain(Catalogue()) == []
+        assert bench.dispatcher.retain(Catalogue(), {1}) == []
 
     def test_counters_outlive_the_load(self) -> None:
         bench = Bench()
         bench.submit()
         bench.succeed(bench.port())
-        bench.dispatcher.retain(Catalogue())
+        bench.dispatcher.retain(Catalogue(), {1})
         ((model, version, statistics),) = bench.dispatcher.all_statistics()
         assert (model, version, statistics.outcomes["ok"]) == ("m1", 1, 1)
 
@@ -507,7 +507,7 @@ def test_a_slow_run_is_remembered_and_slowly_forgotten() -> None:
     bench = Bench()
     bench.submit()
     bench.succeed(bench.port())
-    (queue,) = bench.dispatcher._queues.values()
+    ((queue,),) = (those.values() for those in bench.dispatcher._queues.values())
     queue.learn(100 * MS)
     seen = [bench.dispatcher.slowest_run_ns()]
     assert seen == [100 * MS]

@@ -28,7 +28,9 @@ class NoFleet:
     async def unload(self, handle: int) -> None:
         """Nothing to free."""
 
-    async def publish(self, models: dict[str, ModelEntry], *, ready: bool) -> None:
+    async def publish(
+        self, models: dict[str, ModelEntry | None], *, ready: bool
+    ) -> None:
         """Nobody listens."""
 
     async def released(self, handle: int) -> None:
