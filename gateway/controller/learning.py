@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -30,6 +30,7 @@ from gateway.traffic.table import (
     RULE,
     ModelTraffic,
     PolicyKind,
+    Source,
     Weights,
     segment_key,
 )
@@ -39,6 +40,8 @@ MIN_PROPENSITY = 1e-6
 """Below it a single decision would outweigh a million others."""
 MAX_TIME_S = 1e11
 """Milliseconds taken for seconds are above it."""
+_NOTES = 500
+"""Points in time, within the delay of labels, of which requests are remembered."""
 MAX_EARLIER = 16
 """Decisions whose last weights are kept, for a rollback."""
 MAX_REWARDS = 100_000
@@ -76,6 +79,7 @@ class State:
         versions: Of the arms that `weights` are for.
         kind: Of the policy that made them.
         decision: Revision in which that was decided.
+        segments: Whose values contexts are made of.
         earlier: What decisions before it ended with, oldest first.
     """
 
@@ -84,6 +88,7 @@ class State:
     versions: tuple[int, ...] = ()
     kind: PolicyKind = PolicyKind.FIXED
     decision: int = 0
+    segments: tuple[Source, ...] = ()
     earlier: dict[int, Former] = field(default_factory=dict)
 
 
@@ -162,6 +167,11 @@ class Learner:
             state.weights = weights if fits else None
         state.versions, state.kind, state.decision = versions, kind, decision
         state.learnt.keep(versions, back)
+        if state.segments != traffic.segments:  # the same values mean other things
+            state.learnt.contexts.clear()
+            if state.weights is not None and back is None:
+                state.weights = replace(state.weights, segments={})
+        state.segments = traffic.segments
         if traffic.policy.learns and versions:
             state.weights = limited(traffic, state.learnt, state.weights)
         self.traffic = traffic
@@ -194,6 +204,18 @@ class Learner:
             self._rewards.append(item)
             self.changed = True
         return counts
+
+    def wants_assigned(self, now_s: float) -> bool:
+        """Return whether it is time to note how many requests each arm has got.
+
+        As often as weights are worked out, but not more than `_NOTES` times in the
+        time that labels take.
+        """
+        policy = self.traffic.policy
+        if not (policy.learns and policy.label_delay_s):
+            return False
+        every_s = max(policy.refresh_s, policy.label_delay_s / _NOTES)
+        return not self._assigned or now_s >= self._assigned[-1][0] + every_s
 
     def note_assigned(self, now_s: float, counts: Mapping[int, int]) -> None:
         """Note how many requests each arm has got so far, by version."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from gateway.channel import Answer, Channel
 from gateway.clock import now_ns
 from gateway.config import Config, GrpcConfig, worker_count
+from gateway.controller.learnt_files import LearntFiles
 from gateway.controller.service import AdminService
 from gateway.controller.traffic import TrafficControl
 from gateway.errors import GatewayError, Unsupported
@@ -72,7 +73,7 @@ class Controller:
             view,
             self._channel.ask,
             self._disk,
-            folder / "learnt",
+            LearntFiles(folder / "learnt"),
             workers=worker_count(self._config),
             shadow_workers=self._config.traffic.shadow_workers,
         )

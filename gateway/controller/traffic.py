@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote
 
 from gateway.controller.cost import cost_notes
-from gateway.controller.learning import STATE, Learner, Reward, State, state_from
+from gateway.controller.learning import STATE, Learner, Reward
+from gateway.controller.learnt_files import LearntFiles
 from gateway.errors import GatewayError, InvalidRequest, UnknownModel
 from gateway.logs import get_logger
 from gateway.registry.decisions import wanted
@@ -52,7 +50,7 @@ class TrafficControl:
         view: The models as the supervisor loads them.
         ask: The supervisor.
         disk: Where the first two may block.
-        folder: For what was learnt.
+        learnt: Keeps what was learnt.
         workers: That serve every model.
         shadow_workers: For shadows alone.
     """
@@ -63,7 +61,7 @@ class TrafficControl:
         view: RepositoryView,
         ask: Ask,
         disk: Disk,
-        folder: Path,
+        learnt: LearntFiles,
         *,
         workers: int,
         shadow_workers: int,
@@ -74,7 +72,7 @@ class TrafficControl:
         self._view = view
         self._ask = ask
         self._disk = disk
-        self._folder = folder
+        self._learnt = learnt
         self._learners: dict[str, Learner] = {}
         self._before: dict[str, frozenset[int]] = {}
         self._held: defaultdict[str, list[ModelTraffic]] = defaultdict(list)
@@ -90,6 +88,7 @@ class TrafficControl:
         the admin plane by which it can be mended, do not wait for it.
         """
         for model, traffic in (await self._disk(self._registry.tables)).items():
+            self._before[model] = await self._disk(partial(self._arms_before, model))
             try:
                 unfinished = await self._materialise(model)
             except GatewayError as error:
@@ -98,9 +97,17 @@ class TrafficControl:
             if unfinished:
                 self._unfinished.add(model)
             known = await self._disk(partial(self._registry.model, model))
-            state = await self._disk(partial(self._read, model))
+            state = await self._disk(partial(self._learnt.read, model))
             self._learners[model] = Learner(traffic, state, known.effective)
             await self._publish(model)
+
+    def _arms_before(self, model: str) -> frozenset[int]:
+        """Return the arms that a rollback would bring back."""
+        try:
+            traffic = self._registry.earlier(model)
+        except GatewayError:  # there was no decision before this one
+            return frozenset()
+        return frozenset(arm.version for arm in traffic.arms)
 
     async def finish(self) -> None:
         """Load what is on record and not served: changes that were cut short.
@@ -161,7 +168,7 @@ class TrafficControl:
         """
         async with self._recording:
             done = await self._disk(work)
-            if not done.seq:
+            if not done.applied:
                 return done, 0
             known = await self._disk(partial(self._registry.model, model))
             learner = self._learners.get(model)
@@ -260,7 +267,7 @@ class TrafficControl:
 
     async def counted(self) -> dict[str, Any]:
         """Return what fronts counted of arms and shadows."""
-        return await self._ask({"op": "arms"})
+        return await self._ask({"op": "arms", "fresh": True})
 
     async def cost(self, model: str, traffic: ModelTraffic) -> list[str]:
         """Return what a table will do to batches, measured over a moment of now."""
@@ -327,13 +334,9 @@ class TrafficControl:
                 self._fails("", "refresh", error)
 
     async def _refresh(self, now_s: float) -> None:
-        delayed = [
-            name
-            for name, learner in self._learners.items()
-            if learner.traffic.policy.learns and learner.traffic.policy.label_delay_s
-        ]
+        delayed = [n for n, one in self._learners.items() if one.wants_assigned(now_s)]
         if delayed:
-            sums = await self._ask({"op": "arms"})
+            sums = await self._ask({"op": "arms", "fresh": False})
             for name in delayed:
                 # What a rule sent brings no reward that counts.
                 ruled = sums["ruled"].get(name, {})
@@ -354,7 +357,7 @@ class TrafficControl:
                 body = STATE.dump_json(learner.state)
                 learner.changed = False
                 try:
-                    await self._disk(partial(self._write, model, body))
+                    await self._disk(partial(self._learnt.write, model, body))
                 except OSError as error:  # a full disk; what was learnt is still here
                     learner.changed = True
                     self._fails(model, "keep", error)
@@ -366,25 +369,3 @@ class TrafficControl:
         if (model, what) not in self._failing:
             self._failing.add((model, what))
             _log.error("learning_fails", model=model, what=what, reason=repr(error))
-
-    def _file(self, model: str) -> Path:
-        return self._folder / f"{quote(model, safe='')}.json"
-
-    def _write(self, model: str, body: bytes) -> None:
-        file = self._file(model)
-        self._folder.mkdir(exist_ok=True)
-        new = file.with_suffix(".new")
-        new.write_bytes(body)
-        os.replace(new, file)
-
-    def _read(self, model: str) -> State | None:
-        try:
-            return state_from(self._file(model).read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            # Shares are a safe place to begin from; what cannot be read is kept.
-            file = self._file(model)
-            os.replace(file, file.with_suffix(".broken"))
-            _log.error("learnt_unreadable", model=model, reason=str(error)[:200])
-            return None

@@ -69,9 +69,9 @@ def commit(database: Database, proposal: Proposal, unix_ns: int) -> Changed:
         if done is not None:
             return done
         old, new, versions = _decide(connection, proposal, now)
-        if new is old:
-            return Changed(proposal.model, old.revision, 0, "", versions, ())
-        written = rows.changed_rows(old, new)
+        # What is so already writes nothing but that it was asked for: repetitions of
+        # the operation must not do it later.
+        written = {} if new is old else rows.changed_rows(old, new)
         entry = chain(
             read_head(connection),
             time=now,
@@ -214,4 +214,5 @@ def _changed(entry: Entry) -> Changed:
         hash=entry.hash,
         versions=tuple(versions),
         change=tuple(lines),
+        applied=entry.to_revision > entry.from_revision,
     )

@@ -210,11 +210,12 @@ class Changed:
     Attributes:
         model: Which model.
         revision: Its revision afterwards.
-        seq: The audit entry; 0 of a dry run, and where all was so already.
-        hash: Of that entry; empty where there is none.
+        seq: The audit entry; 0 of a dry run.
+        hash: Of that entry; empty of a dry run.
         versions: The versions concerned, such as those imported.
         change: The difference, line by line.
         refusal: Of a dry run: why the change would be refused; empty if it would not.
+        applied: It changed something: false of a dry run, and where all was so already.
     """
 
     model: str
@@ -224,6 +225,7 @@ class Changed:
     versions: tuple[int, ...]
     change: tuple[str, ...]
     refusal: str = ""
+    applied: bool = False
 
 
 METADATA = TypeAdapter(Metadata)

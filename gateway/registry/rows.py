@@ -16,14 +16,12 @@ from gateway.registry.records import VERSION, Metadata, Model, Version, traffic_
 from gateway.traffic.table import MODEL_TRAFFIC, ModelTraffic
 
 _INSERTS = {
+    "model": "INSERT INTO models VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
+    "SET body = excluded.body, seq = excluded.seq",
     "version": "INSERT INTO versions VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
     "SET body = excluded.body, seq = excluded.seq",
     "traffic": "INSERT INTO revisions VALUES (?, ?, ?, ?)",
 }
-_MODEL = (
-    "INSERT INTO models VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
-    "SET body = excluded.body, seq = excluded.seq"
-)
 _SHOWN = 200
 """Characters of a value in a line for people."""
 
@@ -119,12 +117,11 @@ def write(
     connection: sqlite3.Connection, rows: Mapping[str, bytes], entry: Entry
 ) -> None:
     """Write the rows of a change whose entry is in the log, within a transaction."""
-    connection.execute(_MODEL, (entry.model, rows["model"], entry.seq))
-    for key, body in rows.items():
+    for key, body in rows.items():  # the model's first: others refer to it
         table, _, number = key.partition("/")
-        if number:
-            row = entry.model, int(number), body, entry.seq
-            connection.execute(_INSERTS[table], row)
+        numbers = (int(number),) if number else ()
+        row = entry.model, *numbers, body, entry.seq
+        connection.execute(_INSERTS[table], row)
     done = entry.evidence["operation"], entry.seq
     connection.execute("INSERT INTO operations VALUES (?, ?)", done)
 

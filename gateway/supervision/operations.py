@@ -59,8 +59,9 @@ def operations(lifecycle: Lifecycle, fleet: Fleet) -> dict[str, Operation]:
         fleet.fronts.set_weights(message["model"], those)
         return {}
 
-    async def arms(_message: dict[str, Any]) -> dict[str, Any]:
-        await fleet.fronts.refresh_counters()
+    async def arms(message: dict[str, Any]) -> dict[str, Any]:
+        if message["fresh"]:
+            await fleet.fronts.refresh_counters()
         counters = fleet.fronts.counters
         return {
             "arms": counters.arms(),

@@ -37,8 +37,6 @@ def main(path: Path, seed: int) -> None:
             done = work(change)
         except GatewayError:
             continue
-        if not done.seq:
-            continue  # all was so already
         sys.stdout.write(f"{done.seq} {done.hash}\n")
         sys.stdout.flush()
 

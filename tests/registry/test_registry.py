@@ -204,7 +204,7 @@ def test_what_is_so_already_is_no_change(three: Registry) -> None:
     three.approve("m", 1, by("bob"))
     three.set_alias("m", "blue", 1, by())
     three.set_traffic("m", split(0.5, 0.5), by())
-    before, entries = three.model("m"), three.verify().entries
+    before = three.model("m")
     for done in (
         three.approve("m", 1, by("bob")),
         three.set_alias("m", "blue", 1, by()),
@@ -214,9 +214,19 @@ def test_what_is_so_already_is_no_change(three: Registry) -> None:
         three.import_versions("m", [candidate("a", version=1)], by()),
         three.freeze("m", False, by(dry_run=True)),
     ):
-        assert (done.revision, done.seq, done.change) == (before.revision, 0, ())
-        assert not done.refusal
-    assert (three.model("m"), three.verify().entries) == (before, entries)
+        assert (done.revision, done.applied) == (before.revision, False)
+        assert (done.change, done.refusal) == ((), "")
+    assert three.model("m") == before
+    assert three.verify().sound
+
+
+def test_what_was_so_when_it_was_asked_for_is_not_done_later(three: Registry) -> None:
+    change = by(operation_id="op")
+    first = three.set_alias("m", "champion", 3, change)
+    assert not first.applied
+    three.set_alias("m", "champion", 2, by())
+    assert three.set_alias("m", "champion", 3, change) == first
+    assert three.traffic("m").arms == only(2)
 
 
 def test_a_change_that_was_prepared_is_refused_after_another(three: Registry) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -224,7 +225,37 @@ def test_a_front_that_comes_in_a_change_ends_with_the_new_table(
             assert said.model_version == str(last)
 
 
-def test_a_lost_artefact_takes_no_other_model_along(tmp_path: Any) -> None:
+def test_going_back_takes_no_loading_also_after_a_restart(tmp_path: Path) -> None:
+    """Of the controller, and of the whole gateway."""
+    with serving(tmp_path, versions=(1,), workers=QUICK) as served:
+        served.take_in("slow", says(2))
+        served.take_in("third", says(3))
+        served.set({2: 1.0})
+        served.set({3: 1.0})
+        for end in ("controller", "gateway"):
+            if end == "controller":
+                (pid,) = served.running.pids("controller")
+                os.kill(pid, signal.SIGKILL)
+                wait_for(
+                    lambda p=pid: served.running.pids("controller") not in ([p], [])
+                )
+            else:
+                assert served.running.terminate() == 0
+                served.running.restart()
+            wait_for(served.admin_is_up)
+            wait_for(
+                lambda: (
+                    {2, 3} <= {n for n, s in _states(served).items() if s == "READY"}
+                )
+            )
+            loads = served.running.log_text().count("version_ready")
+            served.admin.rollback(served.change())
+            assert served.said() == 2
+            assert served.running.log_text().count("version_ready") == loads
+            served.set({3: 1.0})
+
+
+def test_a_lost_artefact_takes_no_other_model_along(tmp_path: Path) -> None:
     """Nor the admin plane, over which it can be mended."""
     with serving(tmp_path, versions=(1, 2), workers=QUICK) as served:
         served.take_in("lost", says(7), model="lost")

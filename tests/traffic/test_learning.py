@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gateway.controller.learning import (
     Reward,
     state_from,
 )
+from gateway.controller.learnt_files import LearntFiles
 from gateway.errors import InvalidRequest
 from gateway.traffic.offline import Unanswerable
 from gateway.traffic.table import (
@@ -158,3 +160,53 @@ def test_weights_that_are_none_are_refused() -> None:
         with pytest.raises(ValueError, match="weights"):
             state_from(spoilt)
         learner.state.weights = None  # then those of an earlier one are the first
+
+
+def test_other_segments_begin_anew() -> None:
+    """The same values of another key are other contexts."""
+    learner = Learner(TABLE)
+    learner.reward([reward(version=2)] * 50)
+    learner.refresh(0.0)
+    assert learner.state.weights is not None
+    assert learner.state.weights.segments
+    language = (Source("parameter", "language"),)
+    learner.adopt(dataclasses.replace(TABLE, segments=language), 2)
+    assert not learner.state.learnt.contexts
+    assert not learner.state.weights.segments
+    assert learner.describe()["arms"][0]["rewards"] == 50
+    learner.adopt(dataclasses.replace(TABLE, segments=language, frozen=True), 3)
+
+
+def test_requests_without_rewards_are_remembered_for_a_while_only() -> None:
+    policy = Policy(PolicyKind.THOMPSON, label_delay_s=1000.0, refresh_s=0.05)
+    learner = Learner(dataclasses.replace(TABLE, policy=policy))
+    notes = 0
+    for tick in range(40_000):
+        now_s = tick * 0.05
+        if learner.wants_assigned(now_s):
+            notes += 1
+            learner.note_assigned(now_s, {2: tick, 7: 2 * tick})
+            assert len(learner._assigned) <= 502
+    assert 900 < notes < 1100
+    # As much as came in the last 1000 s, to a step of theirs.
+    assert learner.pending()[2] == pytest.approx(20_000, rel=0.01)
+    assert learner.pending()[7] == pytest.approx(40_000, rel=0.01)
+    assert not Learner(TABLE).wants_assigned(0.0), "rewards are there at once"
+
+
+@pytest.mark.parametrize("model", ["m", "a/b c", "模" * 85, "x" * 255])
+def test_what_is_kept_comes_back_whatever_the_model_is_called(
+    tmp_path: Path, model: str
+) -> None:
+    files = LearntFiles(tmp_path / "learnt")
+    assert files.read(model) is None
+    learner = Learner(_decide(1, 2), None, 5)
+    learner.reward([reward(version=2, segments=())] * 50)
+    learner.refresh(0.0)
+    files.write(model, STATE.dump_json(learner.state))
+    assert files.read(model) == learner.state
+    assert files.read(f"{model[:-1]}y") is None
+    (file,) = (tmp_path / "learnt").iterdir()
+    file.write_bytes(b"{")
+    assert files.read(model) is None
+    assert [one.suffix for one in (tmp_path / "learnt").iterdir()] == [".broken"]
