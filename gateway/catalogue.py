@@ -100,6 +100,7 @@ class VersionEntry:
         state: Whether it serves.
         reason: Why it does not serve, for people.
         handle: Number of this load on the wire to workers.
+        shadows: It is loaded in the shadows' pool (too).
         spec: Tensors; ``None`` before the first load succeeded.
         batching: When its batches leave.
         queue: How its requests wait.
@@ -116,6 +117,7 @@ class VersionEntry:
     queue: QueuePolicy = field(default_factory=lambda: QueuePolicy(1))
     slowest_run_ns: int = 0
     config: str = ""
+    shadows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

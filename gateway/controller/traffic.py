@@ -117,7 +117,8 @@ class TrafficControl:
         served = (await self._ask({"op": "serving"}))["models"]
         for model in self.names():
             known = await self._disk(partial(self._registry.model, model))
-            missing = {*wanted(known)[0]} - {*served.get(model, ())}
+            answering, shadows = wanted(known)
+            missing = (answering | shadows) - {*served.get(model, ())}
             if missing or model in self._unfinished:
                 await self.settle(model, load=True)
 
@@ -145,7 +146,7 @@ class TrafficControl:
         try:
             await self._materialise(model)
             ready = await self._ask({"op": "ready", "model": model})
-            if not (arms <= {*ready["arms"]} and shadows <= {*ready["all"]}):
+            if not (arms <= {*ready["arms"]} and shadows <= {*ready["shadows"]}):
                 await self._load(model)
             yield
         except BaseException:

@@ -162,18 +162,16 @@ def answers(traffic: ModelTraffic) -> str:
     return sha256(canonical({k: v for k, v in body.items() if k not in _SHARED}))
 
 
-def wanted(model: Model) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the versions to load, and those of them that only shadow; ascending."""
+def wanted(model: Model) -> tuple[set[int], set[int]]:
+    """Return the versions that answer, and those that shadow; some may do both."""
     traffic = model.traffic
     shadows = {shadow.version for shadow in traffic.shadows}
     serving = {arm.version for arm in traffic.arms}
     for alias, version in traffic.aliases.items():
-        # Being the newest brings no shadow out of its own pool; a chosen name does.
+        # Being the newest has no shadow answer; a name that somebody chose does.
         if alias != LATEST or version not in shadows:
             serving.add(version)
-    serving = {version for version in serving if model.may_serve(version)}
-    shadows -= serving
-    return tuple(sorted(serving | shadows)), tuple(sorted(shadows))
+    return {version for version in serving if model.may_serve(version)}, shadows
 
 
 def _answering(model: Model, traffic: ModelTraffic, *, frozen: bool) -> Model:

@@ -32,7 +32,6 @@ from workers.verify import ModelRefused
 
 _log = get_logger("lifecycle")
 
-
 Canary = Callable[[LoadOrder], Awaitable[LoadReport]]
 """Loads a version in a process of its own and reports; never raises."""
 
@@ -87,16 +86,17 @@ class Lifecycle:
         self.fleet: Fleet
 
     def ready(self, name: str) -> dict[str, list[int]]:
-        """Return versions of a model: ready to answer, ready at all, being loaded."""
+        """Return versions of a model: ready to answer, to shadow, being loaded."""
         record = self._models.get(name, ModelRecord())
-        found: dict[str, list[int]] = {"arms": [], "all": [], "loading": []}
+        found: dict[str, list[int]] = {"arms": [], "shadows": [], "loading": []}
         for number, version in record.versions.items():
             if version.entry.state == State.LOADING:
                 found["loading"].append(number)
             elif version.placement is not None:
-                found["all"].append(number)
-                if not version.placement.shadow:
+                if version.placement.answers:
                     found["arms"].append(number)
+                if version.placement.shadows:
+                    found["shadows"].append(number)
         return found
 
     def index(self) -> list[dict[str, str]]:
@@ -290,7 +290,8 @@ class Lifecycle:
             and current.digest == artefact.digest
             and current.settings == definition.settings
             and current.placement is not None
-            and current.placement.shadow == (version in definition.shadows)
+            and current.placement.answers == (version in definition.answering)
+            and current.placement.shadows == (version in definition.shadows)
         )
         if unchanged:
             return
@@ -318,11 +319,12 @@ class Lifecycle:
         placement = Placement(
             replace(order, spec=report.spec, warmups=warmups),
             definition.settings.worker_share,
-            version in definition.shadows,
+            answers=version in definition.answering,
+            shadows=version in definition.shadows,
         )
         serving = current.entry.state == State.READY
         await self.fleet.load(placement, one_by_one=serving)
-        entry = ready_entry(self._config, definition, order, report)
+        entry = ready_entry(self._config, definition, placement, report)
         record.versions[version] = VersionRecord(
             entry, placement, artefact.digest, definition.settings
         )

@@ -28,7 +28,9 @@ MAX_PRIORITY_LEVELS = 256
 
 _THREADS = "intra_op_thread_count"
 SHADOWS = "shadow_versions"
-"""Parameter that the registry writes: versions that run in the shadows' pool."""
+"""Parameter that the registry writes: versions that get copies of requests."""
+ANSWERING = "answering_versions"
+"""Parameter that the registry writes: those that answer, where others shadow."""
 DIGESTS = "artefact_digests"
 """Parameter that the registry writes: what the bytes of each version must be."""
 _MAX_UINT32 = (1 << 32) - 1
@@ -301,7 +303,8 @@ def _ignored(config: ModelConfig) -> Iterator[tuple[str, bool]]:
     for field in ("cc_model_filenames", "metric_tags", "runtime"):
         yield field, bool(getattr(config, field))
     for parameter in sorted(config.parameters):
-        yield f"parameter '{parameter}'", parameter not in {_THREADS, SHADOWS, DIGESTS}
+        known = parameter in {_THREADS, SHADOWS, ANSWERING, DIGESTS}
+        yield f"parameter '{parameter}'", not known
 
 
 def _declared(

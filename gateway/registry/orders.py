@@ -9,6 +9,7 @@ from gateway.catalogue import BatchPolicy, QueuePolicy, State, VersionEntry
 from gateway.config import Config, intra_op_threads
 from gateway.errors import LoadFailed
 from gateway.registry.model_config import complete_config
+from gateway.registry.placement import Placement
 from gateway.registry.repository import ModelDefinition
 from workers.spec import LoadOrder, LoadReport, SessionSettings
 
@@ -59,14 +60,17 @@ def load_order(
 
 
 def ready_entry(
-    config: Config, definition: ModelDefinition, order: LoadOrder, report: LoadReport
+    config: Config,
+    definition: ModelDefinition,
+    placement: Placement,
+    report: LoadReport,
 ) -> VersionEntry:
     """Return what fronts must know of a version that was loaded.
 
     Args:
         config: Defaults.
         definition: The model.
-        order: How it was loaded.
+        placement: How and where it was loaded.
         report: The canary's report, with the decided spec.
     """
     assert report.spec is not None
@@ -76,9 +80,10 @@ def ready_entry(
     )
     preferred = [rows for rows in settings.preferred_batch_rows if rows > 0]
     return VersionEntry(
-        version=order.version,
+        version=placement.order.version,
         state=State.READY,
-        handle=order.handle,
+        handle=placement.order.handle,
+        shadows=placement.shadows,
         spec=spec,
         batching=BatchPolicy(
             max_rows=spec.max_batch_rows,

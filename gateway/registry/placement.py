@@ -16,12 +16,14 @@ class Placement:
     Attributes:
         order: What to load.
         share: Workers of each device that are to have it; 0 for all.
-        shadow: In the workers of the shadows' pool, and only there.
+        answers: Belongs into the workers that answer clients.
+        shadows: Belongs into those of the shadows' pool.
     """
 
     order: LoadOrder
     share: int
-    shadow: bool = False
+    answers: bool = True
+    shadows: bool = False
 
 
 class Fleet(Protocol):

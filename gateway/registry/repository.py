@@ -17,6 +17,7 @@ from gateway.errors import InvalidRequest, LoadFailed, UnknownModel, unknown_mod
 from gateway.protocol.model_config_pb2 import ModelConfig
 from gateway.registry.config_text import parse_json, parse_pbtxt, refused
 from gateway.registry.model_config import (
+    ANSWERING,
     DIGESTS,
     SHADOWS,
     ModelSettings,
@@ -55,7 +56,8 @@ class ModelDefinition:
         settings: How to serve it.
         declared_config: Its configuration as written; ``None`` if it has none.
         notes: Worth a log line: what was ignored, and why.
-        shadows: Versions whose answers nobody gets.
+        answering: Versions that answer clients.
+        shadows: Versions that get copies of requests.
         digests: Of the artefacts that versions must be, where that is on record.
     """
 
@@ -64,6 +66,7 @@ class ModelDefinition:
     settings: ModelSettings
     declared_config: ModelConfig | None
     notes: tuple[str, ...]
+    answering: frozenset[int] = frozenset()
     shadows: frozenset[int] = frozenset()
     digests: Mapping[int, str] = field(default_factory=dict)
 
@@ -146,14 +149,18 @@ class Repository:
             raise UnknownModel(
                 "; ".join((f"'{name}' has no available versions", *notes, *way_out))
             )
+        extra = config or ModelConfig()
+        shadows = _versions(name, extra, SHADOWS)
+        chosen = frozenset(source.version for source in versions)
         return ModelDefinition(
             name,
             versions,
             settings,
             config,
             notes,
-            _shadows(name, config or ModelConfig()),
-            _digests(name, config or ModelConfig()),
+            _versions(name, extra, ANSWERING) if shadows else chosen,
+            shadows,
+            _digests(name, extra),
         )
 
 
@@ -226,15 +233,15 @@ def name_fault(name: str) -> str:
     return ""
 
 
-def _shadows(name: str, config: ModelConfig) -> frozenset[int]:
-    if SHADOWS not in config.parameters:
+def _versions(name: str, config: ModelConfig, parameter: str) -> frozenset[int]:
+    if parameter not in config.parameters:
         return frozenset()
-    text = config.parameters[SHADOWS].string_value
+    text = config.parameters[parameter].string_value
     try:
         return frozenset(int(number) for number in text.split(",") if number)
     except ValueError:
         raise refused(
-            name, f"parameter {SHADOWS} {text!r} must be as in '2,3'"
+            name, f"parameter {parameter} {text!r} must be as in '2,3'"
         ) from None
 
 

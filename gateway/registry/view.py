@@ -19,7 +19,7 @@ from google.protobuf import text_format
 from gateway.errors import LoadFailed
 from gateway.protocol.model_config_pb2 import ModelConfig
 from gateway.registry.decisions import wanted
-from gateway.registry.model_config import DIGESTS, SHADOWS
+from gateway.registry.model_config import ANSWERING, DIGESTS, SHADOWS
 from gateway.registry.records import Model
 from gateway.registry.repository import TRAFFIC
 from gateway.registry.store import ArtefactStore, sync_folder
@@ -68,20 +68,22 @@ class RepositoryView:
         Raises:
             LoadFailed: The folder cannot be written, or an artefact is gone.
         """
-        versions, watching = wanted_with(model, more, shadows)
+        answering, watching = wanted_with(model, more, shadows)
+        versions = tuple(sorted(answering | watching))
+        config = config_of(model, answering, watching) if versions else b""
         target = self._root / model.name
         try:
             if not versions:
                 self._discard(target)
                 return ()
             if target.is_dir() and not target.is_symlink():
-                self._fill(target, model, versions, watching)
+                self._fill(target, model, versions, config)
                 return versions
             self._discard(target)
             # Whole before it has its name: half a model would be served as it is.
             folder = Path(tempfile.mkdtemp(prefix=_NEW, dir=self._root))
             folder.chmod(0o755)  # workers may run as another user
-            self._fill(folder, model, versions, watching)
+            self._fill(folder, model, versions, config)
             folder.rename(target)
             sync_folder(self._root)
         except OSError as error:
@@ -109,12 +111,12 @@ class RepositoryView:
         folder: Path,
         model: Model,
         versions: tuple[int, ...],
-        shadows: tuple[int, ...],
+        config: bytes,
     ) -> None:
         for number in versions:
             artefact = self._store.folder(model.versions[number].digest)
             self._show(artefact, folder / str(number))
-        _put(folder / CONFIG, config_of(model, versions, shadows))
+        _put(folder / CONFIG, config)
         _put(folder / TRAFFIC, MODEL_TRAFFIC.dump_json(model.traffic))
 
     def _show(self, artefact: Path, target: Path) -> None:
@@ -150,13 +152,14 @@ class RepositoryView:
 
 
 def config_of(
-    model: Model, versions: tuple[int, ...], shadows: tuple[int, ...]
+    model: Model, answering: Collection[int], shadows: Collection[int]
 ) -> bytes:
     """Return a model's ``config.pbtxt``: the champion's, with the versions to load.
 
     It says what their bytes must be, so that no others are loaded in their place.
     Without arms it is that of the highest version.
     """
+    versions = sorted({*answering, *shadows})
     champion = model.traffic.champion
     leading = champion.version if champion else versions[-1]
     config = ModelConfig()
@@ -165,21 +168,20 @@ def config_of(
     config.version_policy.specific.versions.extend(versions)
     digests = (f"{version}={model.versions[version].digest}" for version in versions)
     config.parameters[DIGESTS].string_value = ",".join(digests)
-    if shadows:
-        config.parameters[SHADOWS].string_value = ",".join(map(str, shadows))
+    for name, those in ((SHADOWS, shadows), (ANSWERING, answering)):
+        if shadows:  # else all answer
+            text = ",".join(str(version) for version in versions if version in those)
+            config.parameters[name].string_value = text
     return text_format.MessageToString(config).encode()
 
 
 def wanted_with(
     model: Model, more: Collection[int], shadows: Collection[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the versions to load, and those of them that only shadow; ascending."""
-    loaded, watching = wanted(model)
-    # One that shadows now and is to answer next is loaded where it will answer.
-    serving = ({*loaded} - {*watching}) | {*more}
-    serving = {version for version in serving if model.may_serve(version)}
-    known = serving | ({*watching, *shadows} & {*model.versions})
-    return tuple(sorted(known)), tuple(sorted(known - serving))
+) -> tuple[set[int], set[int]]:
+    """Return the versions that answer, and those that shadow; some may do both."""
+    answering, watching = wanted(model)
+    answering |= {version for version in more if model.may_serve(version)}
+    return answering, watching | ({*shadows} & {*model.versions})
 
 
 def _put(target: Path, content: bytes) -> None:

@@ -85,12 +85,14 @@ class Dispatcher:
         for (model, version), statistics in self._statistics.items():
             yield model, version, statistics
 
-    def queue_for(self, model: str, entry: VersionEntry) -> VersionQueue:
+    def queue_for(
+        self, model: str, entry: VersionEntry, *, shadow: bool = False
+    ) -> VersionQueue:
         """Return the queue of a ready version under a name, made on first use."""
         queues = self._queues.setdefault(entry.handle, {})
         if model not in queues:
             statistics = self.statistics(model, entry.version)
-            queues[model] = VersionQueue(model, entry, statistics)
+            queues[model] = VersionQueue(model, entry, statistics, shadow=shadow)
         return queues[model]
 
     def retain(self, catalogue: Catalogue, gone: Iterable[int]) -> list[int]:
@@ -229,7 +231,7 @@ class Dispatcher:
         while progress and self._active:
             progress = False
             for queue in tuple(self._active):
-                port, credits_ = self._free_port(queue.entry.handle)
+                port, credits_ = self._free_port(queue)
                 if port is None or (credits_ < CREDITS and not queue.full()):
                     continue  # a busy worker prefetches full batches only
                 batch, until = queue.take(now + _TIMER_SLACK_NS)
@@ -249,13 +251,16 @@ class Dispatcher:
         if self._settling:
             self._tell_idle()
 
-    def _free_port(self, handle: int) -> tuple[WorkerPort | None, int]:
-        """Return the worker with most credits that has a load, and how many."""
+    def _free_port(self, queue: VersionQueue) -> tuple[WorkerPort | None, int]:
+        """Return the worker with most credits that runs a queue's load, and how many.
+
+        A load may be in the workers that answer and in the shadows' pool.
+        """
         best: WorkerPort | None = None
-        most = 0
+        most, handle, shadow = 0, queue.entry.handle, queue.shadow
         for port in self.ports:
             credits_ = port.credits
-            if credits_ > most and handle in port.handles:
+            if credits_ > most and handle in port.handles and port.shadow is shadow:
                 best, most = port, credits_
         return best, most
 

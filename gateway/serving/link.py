@@ -84,6 +84,7 @@ class WorkerLink(asyncio.Protocol):
     ) -> None:
         self.worker = worker
         self.handles = worker.handles
+        self.shadow = worker.shadow
         self._dispatcher = dispatcher
         self._settings = settings
         self._now = now_ns

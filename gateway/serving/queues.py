@@ -27,6 +27,7 @@ class VersionQueue:
         model: Model name.
         entry: The version, as the catalogue had it when the queue was made.
         statistics: Where its counts go.
+        shadow: Goes to workers of the shadows' pool, and to no others.
         spec: Its tensors.
         run_ns: A recent run's duration, smoothed; for deadlines.
         slowest_run_ns: A slow run's duration, slowly forgotten; for the watchdog.
@@ -37,13 +38,19 @@ class VersionQueue:
     """
 
     def __init__(
-        self, model: str, entry: VersionEntry, statistics: VersionStatistics
+        self,
+        model: str,
+        entry: VersionEntry,
+        statistics: VersionStatistics,
+        *,
+        shadow: bool = False,
     ) -> None:
         assert entry.spec is not None  # ready versions have one
         self.model = model
         self.entry = entry
         self.spec: ModelSpec = entry.spec
         self.statistics = statistics
+        self.shadow = shadow
         self.run_ns = entry.slowest_run_ns
         self.slowest_run_ns = entry.slowest_run_ns
         self.running = 0
@@ -231,6 +238,10 @@ class WorkerPort(Protocol):
     @property
     def handles(self) -> frozenset[int]:
         """Loads the worker has ready."""
+
+    @property
+    def shadow(self) -> bool:
+        """It is of the shadows' pool."""
 
     @property
     def credits(self) -> int:

@@ -109,10 +109,11 @@ class Shadows:
         found = []
         for shadow in traffic.shadows:
             entry = ready.get(shadow.version)
-            if entry is None:
+            if entry is None or not entry.shadows:
                 continue
             mirror = self._mirror(model, shadow, traffic)
-            queue = self._dispatcher.queue_for(model + SHADOW_SUFFIX, entry)
+            name = model + SHADOW_SUFFIX
+            queue = self._dispatcher.queue_for(name, entry, shadow=True)
             way = way_to(mirror, queue, primary)
             if way is None:
                 mirror.counts["incompatible"] += 1

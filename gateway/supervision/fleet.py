@@ -119,7 +119,7 @@ class Fleet:
         Raises:
             LoadFailed: A worker could not; none has it afterwards.
         """
-        if placement.shadow:
+        if placement.shadows:
             self._on_shadow()
         handle = placement.order.handle
         reports: list[LoadReport] = []
@@ -172,8 +172,10 @@ class Fleet:
         return worker.index >= worker_count(self._config)
 
     def _wants(self, worker: WorkerPeer, placement: Placement) -> bool:
-        if self._in_pool(worker) or placement.shadow:
-            return self._in_pool(worker) and placement.shadow
+        if self._in_pool(worker):
+            return placement.shadows
+        if not placement.answers:
+            return False
         place = worker.index % self._config.workers.count
         return placement.share == 0 or place < placement.share
 

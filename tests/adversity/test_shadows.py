@@ -21,6 +21,7 @@ import pytest
 from onnx import helper
 from onnx.numpy_helper import from_array
 
+from gateway.protocol import inference_pb2 as pb
 from tests.adversity.harness import (
     REPEAT,
     SEED,
@@ -247,6 +248,33 @@ async def test_each_shadow_has_a_bound_of_its_own(served: Served) -> None:
             assert after["copied"] == bound, after
             assert after["dropped_queue_full"] == load.codes()["OK"] - bound
     assert "reply_failed" not in served.running.log_text()
+
+
+async def test_what_answers_some_shadows_in_the_pool_all_the_same(
+    served: Served,
+) -> None:
+    """The champion before, with an alias: its copies cost clients' workers nothing."""
+    served.set({LIKE: 1.0})
+    served.admin.set_alias(served.change(), "before", LIKE)
+    _shadowed(served, {"version": LIKE, "max_queue": 3})
+    async with _load(served, 2) as load:
+        answered = _counts(served, LIKE)["answered"]
+        await until(lambda: _counts(served, LIKE)["answered"] > answered)
+    await until(lambda: _settled(_counts(served, LIKE)))
+    before = _counts(served, LIKE)
+    request = pb.ModelInferRequest(model_name=MODEL, model_version="before")
+    request.inputs.add(name="x", datatype="INT64", shape=[1, 2])
+    request.raw_input_contents.append(bytes(16))
+    async with _hanging(served):
+        async with _load(served, 4) as load:
+            await load.answered(100)
+            said = await asyncio.to_thread(served.running.infer, request)
+        assert load.failures() == []
+        assert said.model_version == str(LIKE)
+        after = _counts(served, LIKE)
+        after.subtract(before)
+        assert after["copied"] == 3, "none was answered by workers that answer clients"
+    served.admin.set_alias(served.change(), "before", 0)
 
 
 async def test_a_shadow_becomes_an_arm_and_back_without_an_error(

@@ -321,7 +321,7 @@ def test_approval_is_needed_before_any_share(registry: Registry) -> None:
     registry.import_versions("m", both, by(), require_approval=True)
     model = registry.model("m")
     assert model.traffic.arms == ()
-    assert wanted(model) == ((), ())
+    assert wanted(model) == (set(), set())
     with pytest.raises(ChangeRefused, match="version 1 is not approved"):
         registry.set_alias("m", "champion", 1, by())
     with pytest.raises(ChangeRefused, match="somebody else"):
@@ -335,17 +335,17 @@ def test_approval_is_needed_before_any_share(registry: Registry) -> None:
             registry.set_traffic("m", traffic, by())
     with pytest.raises(ChangeRefused, match="version 2 is not approved"):
         registry.set_alias("m", "best", 2, by())
-    assert wanted_with(registry.model("m"), [2], []) == ((1,), ())
+    assert wanted_with(registry.model("m"), [2], []) == ({1}, set())
     shadowed = ModelTraffic(arms=only(1), shadows=(Shadow(2),))
     registry.set_traffic("m", shadowed, by())
-    assert wanted(registry.model("m")) == ((1, 2), (2,))
+    assert wanted(registry.model("m")) == ({1}, {2})
     # Whatever else asks for it, it shadows, and answers nobody.
-    assert wanted_with(registry.model("m"), [1, 2], [2]) == ((1, 2), (2,))
+    assert wanted_with(registry.model("m"), [1, 2], [2]) == ({1}, {2})
     registry.approve("m", 2, by("bob"))
     registry.set_traffic("m", split(0.9, 0.1, policy=thompson, rules=rules), by())
     registry.require_approval("m", False, by())
     registry.import_versions("m", [candidate("c")], by())
-    assert wanted(registry.model("m")) == ((1, 2, 3), ())
+    assert wanted(registry.model("m")) == ({1, 2, 3}, set())
 
 
 def test_approval_cannot_be_required_over_unapproved_arms(three: Registry) -> None:
@@ -358,7 +358,7 @@ def test_approval_cannot_be_required_over_unapproved_arms(three: Registry) -> No
     three.remove_alias("m", "blue", by())
     assert three.require_approval("m", True, by()).change == ("require approval: yes",)
     assert three.model("m").require_approval
-    assert wanted(three.model("m")) == ((3,), ())
+    assert wanted(three.model("m")) == ({3}, set())
 
 
 def test_a_freeze_stays_over_a_rollback(three: Registry) -> None:

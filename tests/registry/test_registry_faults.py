@@ -350,7 +350,7 @@ class Machine(RuleBasedStateMachine):
             self.approved
         )
         live = {arm.version for arm in traffic.arms if arm.share}
-        assert live <= {*wanted(model)[0]}
+        assert live <= wanted(model)[0]
         verdict = self.registry.verify()
         assert verdict.sound, verdict
         assert verdict.entries == self.entries

@@ -73,8 +73,9 @@ def test_the_loader_reads_the_wanted_versions(shown: Shown) -> None:
     assert shown.view.materialise(model) == (1, 2, 3)
     versions, config = shown.read()
     assert versions == [1, 2, 3]
-    # 3 answers those who ask for the alias, and so is not a shadow alone.
-    assert config.parameters["shadow_versions"].string_value == "1"
+    # 3 answers those who ask for the alias as well.
+    assert config.parameters["shadow_versions"].string_value == "1,3"
+    assert config.parameters["answering_versions"].string_value == "2,3"
     assert Repository(shown.root).names() == shown.view.names() == ("m",)
 
 
@@ -179,9 +180,9 @@ def test_a_shadow_that_is_to_answer_is_loaded_to_answer() -> None:
     )
     versions = {n: replace(version, version=n) for n in (1, 2, 3, 4)}
     model = Model("m", versions=versions, traffic=shadowed)
-    assert wanted_with(model, (), ()) == ((1, 2, 3, 4), (2, 4)), "latest is no reason"
-    assert wanted_with(model, {2}, ()) == ((1, 2, 3, 4), (4,))
-    assert wanted_with(model, {9}, {3}) == ((1, 2, 3, 4), (2, 4))
+    assert wanted_with(model, (), ()) == ({1, 3}, {2, 4}), "latest is no reason"
+    assert wanted_with(model, {2}, ()) == ({1, 2, 3}, {2, 4})
+    assert wanted_with(model, {9}, {3, 9}) == ({1, 3}, {2, 3, 4})
 
 
 class Killed(BaseException):

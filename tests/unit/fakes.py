@@ -141,8 +141,11 @@ class FakeLoop:
 class FakePort:
     """A worker as the dispatcher sees it; keeps what it was sent."""
 
-    def __init__(self, handles: set[int], slots: int = 2) -> None:
+    def __init__(
+        self, handles: set[int], slots: int = 2, *, shadow: bool = False
+    ) -> None:
         self.handles = frozenset(handles)
+        self.shadow = shadow
         self.slots = slots
         self.paused = False
         self.sent: list[tuple[VersionQueue, Batch]] = []
@@ -155,6 +158,7 @@ class FakePort:
     def send(self, queue: VersionQueue, batch: Batch) -> None:
         assert self.credits > 0, "sent without a credit"
         assert queue.entry.handle in self.handles, "sent to a worker without the model"
+        assert queue.shadow is self.shadow, "sent to a worker of others"
         self.sent.append((queue, batch))
         self.log.append((queue, batch))
 
