@@ -31,6 +31,7 @@ from gateway.config_file import load_config
 from gateway.logs import configure
 from gateway.protocol import inference_pb2 as pb
 from loadtest import baton
+from loadtest.experiment import wait_for_admin
 from loadtest.models import FEATURES, INPUT, LAYERS, perceptron
 from loadtest.processes import Server
 from loadtest.wire import CHANNEL_OPTIONS, SERVICE, infer_request
@@ -171,6 +172,7 @@ def measure(sizes: Sequence[int] = SIZES) -> Iterator[tuple[int, dict[str, float
             AdminClient(f"unix:{socket}") as admin,
         ):
             server.wait_ready(READY_S)
+            wait_for_admin(admin)
             bench = Bench(folder, server, admin)
             for size in sizes:
                 asked = len(bench.names)

@@ -83,6 +83,24 @@ class Findings:
         return asdict(self)
 
 
+def wait_for_admin(admin: AdminClient) -> None:
+    """Wait until a gateway's admin plane answers, which comes up beside the fronts.
+
+    Raises:
+        ClientError: It does not come up in time.
+    """
+    end = time.monotonic() + ADMIN_S
+    while True:
+        try:
+            admin.show()
+        except ClientError as error:
+            if error.code is not Code.UNAVAILABLE or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
 class Experiment:
     """Changes who answers for one model while it is under load. Loop thread only.
 
@@ -133,7 +151,7 @@ class Experiment:
         Raises:
             ClientError: The admin plane does not come up, or refuses.
         """
-        self._wait_for_admin()
+        wait_for_admin(self._admin)
         source = self._sources[version]
         model = source.model
         metadata = {
@@ -154,18 +172,6 @@ class Experiment:
                 f"version {version} became {list(done.versions)}",
                 Code.FAILED_PRECONDITION,
             )
-
-    def _wait_for_admin(self) -> None:
-        end = time.monotonic() + ADMIN_S
-        while True:
-            try:
-                self._admin.show()
-            except ClientError as error:
-                if error.code is not Code.UNAVAILABLE or time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
-            else:
-                return
 
     def kind(self, version: int) -> str:
         """Return what a version is, in two words."""
