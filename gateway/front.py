@@ -211,8 +211,9 @@ class Front:
                 self.infer.routers.reweigh(message["model"], weights)
             case "decisions":
                 answer({"decisions": self._decisions(**message["of"])})
-            case "snapshot":
-                answer(self._snapshot())
+            case "report":
+                self._report()
+                answer({})
 
     def _on_control_lost(self, channel: Channel) -> None:
         self._stop.set()  # the supervisor is gone, and the kernel ends us with it
@@ -265,12 +266,15 @@ class Front:
         self._channel.tell({"op": "counters", **self._snapshot()})
 
     def _snapshot(self) -> dict[str, Any]:
+        """Return what was counted: of versions, only where that is news."""
+        versions = []
+        for model, version, statistics in self.dispatcher.all_statistics():
+            if statistics.changed:
+                statistics.changed = False
+                versions.append([model, version, statistics.snapshot()])
         transport = self._listener.statistics
         return {
-            "versions": [
-                [model, version, statistics.snapshot()]
-                for model, version, statistics in self.dispatcher.all_statistics()
-            ],
+            "versions": versions,
             "rejected": dict(self.infer.rejected),
             "arms": self.infer.routers.arms(),
             "ruled": self.infer.routers.arms(ruled=True),

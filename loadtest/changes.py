@@ -115,7 +115,7 @@ class Bench:
         return source
 
     def ask_all(self, names: Sequence[str]) -> None:
-        """Ask every version of models, so that fronts have what they keep for it."""
+        """Ask models and each version, so that fronts have what they keep for them."""
         address = f"127.0.0.1:{self._server.port}"
         row = np.ones((1, FEATURES), np.float32)
         with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
@@ -125,9 +125,9 @@ class Bench:
                 response_deserializer=pb.ModelInferResponse.FromString,
             )
             for name in names:
-                for version in range(1, ARMS + 1):
+                for version in ("", *map(str, range(1, ARMS + 1))):
                     request = infer_request(name, INPUT, row, request_id="1")
-                    request.model_version = str(version)
+                    request.model_version = version
                     ask(request, timeout=10)
 
     def cpu_s(self) -> dict[str, float]:

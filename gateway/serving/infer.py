@@ -211,7 +211,7 @@ class InferService:
                 queue.check_wait(now, latest)
             self._admission.acquire(plan.model, plan.nbytes, plan.max_requests)
         except GatewayError as error:
-            queue.statistics.outcomes[error.label] += 1
+            queue.statistics.refused(error.label)
             raise
         timeout_ns = plan.queue_timeout_ns
         exchange = kind(
@@ -338,7 +338,7 @@ class InferService:
             outputs = requested_outputs(request, queue.spec)
             checked = check_inputs(request, queue.spec)
         except GatewayError as error:
-            queue.statistics.outcomes[error.label] += 1
+            queue.statistics.refused(error.label)
             raise
         plan = Plan(
             request,

@@ -52,9 +52,14 @@ class Histogram:
 
 
 class VersionStatistics:
-    """Counters of one version in one front, for statistics RPC and metrics alike."""
+    """Counters of one version in one front, for statistics RPC and metrics alike.
+
+    Attributes:
+        changed: Something was counted since whoever reports them set this to false.
+    """
 
     def __init__(self) -> None:
+        self.changed = True
         self.last_inference_ms = 0
         self.rows = 0
         self.executions = 0
@@ -73,11 +78,13 @@ class VersionStatistics:
 
     def sent(self, reason: str, rows: int) -> None:
         """Count a batch that left for a worker."""
+        self.changed = True
         self.batches[reason] += 1
         self.batch_rows.observe(rows)
 
     def ran(self, executions: int, run_rows: int, timing: Timing) -> None:
         """Count a run of the model; merged batches bring no execution of their own."""
+        self.changed = True
         self.last_inference_ms = time.time_ns() // 1_000_000
         if not executions:
             return
@@ -97,6 +104,7 @@ class VersionStatistics:
         count = len(requests)
         if not count:
             return
+        self.changed = True
         first = requests[0]
         waited = first.sent_ns - first.admitted_ns
         if count == 1:
@@ -125,9 +133,14 @@ class VersionStatistics:
         after[0] += count
         after[1] += count * timing.output_ns
 
+    def refused(self, label: str) -> None:
+        """Count a request that was not admitted."""
+        self.changed = True
+        self.outcomes[label] += 1
+
     def failed(self, pending: Pending, label: str, now_ns: int) -> None:
         """Count an admitted request that got an error instead."""
-        self.outcomes[label] += 1
+        self.refused(label)
         self.fail[0] += 1
         self.fail[1] += now_ns - pending.admitted_ns
 

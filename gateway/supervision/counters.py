@@ -21,8 +21,13 @@ class Counters:
         self._gauges: dict[int, dict[str, Any]] = {}
 
     def report(self, front: int, snapshot: dict[str, Any]) -> None:
-        """Take the counters of one front process, by its pid."""
-        versions = {
+        """Take the counters of one front process, by its pid.
+
+        Of versions that it does not name, the last ones still hold.
+        """
+        gone, last = self._counts
+        versions = dict(last[front]["versions"]) if front in last else {}
+        versions |= {
             f"{version}\0{model}": counts
             for model, version, counts in snapshot["versions"]
         }
@@ -35,7 +40,6 @@ class Counters:
             "shadows": snapshot["shadows"],
             "records": snapshot["records"],
         }
-        gone, last = self._counts
         self._counts = gone, {**last, front: counts}
         self._gauges = {**self._gauges, front: snapshot["gauges"]}
 

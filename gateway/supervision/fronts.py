@@ -7,6 +7,7 @@ in force must be in force everywhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from gateway.traffic.table import MODEL_TRAFFIC, WEIGHTS, ModelTraffic, Role, We
 
 _log = get_logger("fronts")
 
-_SNAPSHOT_TIMEOUT_S = 1.0
+_REPORT_TIMEOUT_S = 1.0
 _FRONT_TIMEOUT_S = 5.0
 """A front that has not taken a catalogue by then hangs, and is killed."""
 
@@ -159,18 +160,15 @@ class Fronts:
             front.released.discard(handle)
 
     async def refresh_counters(self) -> None:
-        """Ask every front for its counters; a silent one keeps its last report."""
+        """Have every front report; of a silent one, the last report still holds.
 
-        async def one(front: FrontPeer) -> None:
-            question = front.channel.ask({"op": "snapshot"})
-            try:
-                answer = await asyncio.wait_for(question, _SNAPSHOT_TIMEOUT_S)
-            except (GatewayError, TimeoutError):
-                return
-            if front.channel in self._fronts:
-                self.counters.report(front.pid, answer)
-
-        await asyncio.gather(*(one(front) for front in tuple(self._fronts.values())))
+        Reports come as those of every second do, before the answers; so one that comes
+        too late for this is not lost, and the next need not repeat it.
+        """
+        asked = [one.channel.ask({"op": "report"}) for one in self._fronts.values()]
+        answers = asyncio.gather(*asked, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(answers, _REPORT_TIMEOUT_S)
 
     async def _push(self, changes: Changes) -> None:
         self._catalogue = self._catalogue.after(changes)
