@@ -194,7 +194,7 @@ class Front:
         match message["op"]:
             case "catalogue":
                 catalogue = CATALOGUE.validate_python(message["catalogue"])
-                answer(self._apply(catalogue, {*self.state.catalogue.models}))
+                answer(self._apply(catalogue))
             case "changes":
                 answer(self._change(CHANGES.validate_python(message["changes"])))
             case "traffic":
@@ -204,7 +204,8 @@ class Front:
                     weights = WEIGHTS.validate_python(weights)
                 catalogue = self.state.catalogue
                 model = message["model"]
-                self.state.swap(catalogue.with_traffic(model, traffic, weights))
+                now = catalogue.with_traffic(model, traffic, weights)
+                self.state.swap(now, (model,))
                 answer({})
             case "weights":
                 weights = WEIGHTS.validate_python(message["weights"])
@@ -224,15 +225,19 @@ class Front:
             return {"missed": True}  # only the whole catalogue helps
         return self._apply(catalogue.after(changes), changes.models)
 
-    def _apply(self, catalogue: Catalogue, changed: Iterable[str]) -> dict[str, Any]:
+    def _apply(
+        self, catalogue: Catalogue, changed: Iterable[str] | None = None
+    ) -> dict[str, Any]:
         """Put a catalogue in force; say which loads are gone but still in use.
 
         Args:
             catalogue: All of it.
-            changed: The models that are others in it, or gone.
+            changed: The models that are others in it, or gone; ``None``: perhaps all.
         """
-        gone = self.state.catalogue.handles(changed) - catalogue.handles(changed)
-        self.state.swap(catalogue)
+        before = self.state.catalogue
+        names = before.models if changed is None else changed
+        gone = before.handles(names) - catalogue.handles(names)
+        self.state.swap(catalogue, changed)
         busy = self.dispatcher.retain(catalogue, gone)
         self._follow_workers(catalogue)
         if not self._first_catalogue.done():

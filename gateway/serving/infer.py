@@ -119,7 +119,6 @@ class InferService:
         self._streams: set[InferStream] = set()
         self._plans: dict[bytes, Plan | Fork] = {}
         self._layouts: dict[int, Layout] = {}
-        self._planned = -1
         self._sink = sink
         self.shadows = shadows
         self.routers = Routers(state)
@@ -180,7 +179,7 @@ class InferService:
         Raises:
             GatewayError: Why it was not admitted.
         """
-        if self._planned != self._state.epoch:
+        if self._state.stale:
             self._forget()
         layout = self._layouts.get(len(message))
         unit: str | None = None
@@ -233,11 +232,18 @@ class InferService:
         return exchange
 
     def _forget(self) -> None:
-        """Drop what was worked out from a catalogue that is no longer in force."""
-        self._planned = self._state.epoch
-        self._plans.clear()
-        self._layouts.clear()
-        self.routers.forget()
+        """Drop what was worked out of models that are others now."""
+        stale, self._state.stale = self._state.stale, set()
+        units = self.routers.units
+        self.routers.forget(stale)
+        if self.routers.units != units:  # then forms are told apart in another way
+            self._plans.clear()
+            self._layouts.clear()
+        plans, layouts = self._plans.items(), self._layouts.items()
+        self._plans = {form: one for form, one in plans if one.model not in stale}
+        self._layouts = {
+            size: one for size, one in layouts if one.plan.model not in stale
+        }
 
     def _plan(self, message: bytes, call: Headers) -> Served:
         """Return how to serve a request that no layout recognises."""

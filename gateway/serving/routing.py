@@ -7,7 +7,7 @@ requests of an arm was worked out when the table or the weights came.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import random
 from typing import NamedTuple, Protocol
 
@@ -251,26 +251,30 @@ class Routers:
 
     def __init__(self, state: FrontState) -> None:
         self._state = state
-        self._routers: dict[str, Router | None] = {}
+        self._routers: dict[str, Router] = {}
         self._gone: tuple[_Counts, _Counts] = {}, {}  # counted by those before
         self.units: frozenset[bytes] = frozenset()
 
-    def forget(self) -> None:
-        """Make them anew, from the catalogue that is in force now."""
-        self._gone = self.arms(), self.arms(ruled=True)
-        self._routers.clear()
+    def forget(self, models: Iterable[str]) -> None:
+        """Make those of models anew, from the catalogue that is in force now."""
+        for model in models:
+            router = self._routers.pop(model, None)
+            if router is not None:
+                for ruled, counts in enumerate(self._gone):
+                    _add_counts(counts.setdefault(model, {}), router, ruled=bool(ruled))
         self.units = unit_keys(self._state.catalogue.traffic.values())
 
     def of(self, model: str) -> Router | None:
         """Return who chooses between the arms of a model; ``None``: it has none."""
-        if model in self._routers:
-            return self._routers[model]
+        router = self._routers.get(model)
+        if router is not None:
+            return router
         catalogue = self._state.catalogue
         traffic = catalogue.traffic.get(model)
-        router = None
-        if traffic is not None and traffic.arms:
-            ready = catalogue.ready_versions(model)
-            router = Router(traffic, ready, catalogue.weights.get(model))
+        if traffic is None or not traffic.arms:
+            return None
+        ready = catalogue.ready_versions(model)
+        router = Router(traffic, ready, catalogue.weights.get(model))
         self._routers[model] = router
         return router
 
@@ -289,13 +293,14 @@ class Routers:
         """
         found = {name: dict(counts) for name, counts in self._gone[ruled].items()}
         for name, router in self._routers.items():
-            if router is None:
-                continue
-            counts = found.setdefault(name, {})
-            for place, entry in enumerate(router.entries):
-                count = router.ruled[place] + (0 if ruled else router.counts[place])
-                counts[entry.version] = counts.get(entry.version, 0) + count
+            _add_counts(found.setdefault(name, {}), router, ruled=ruled)
         return found
+
+
+def _add_counts(counts: dict[int, int], router: Router, *, ruled: bool) -> None:
+    for place, entry in enumerate(router.entries):
+        count = router.ruled[place] + (0 if ruled else router.counts[place])
+        counts[entry.version] = counts.get(entry.version, 0) + count
 
 
 class Fork:
@@ -307,21 +312,24 @@ class Fork:
             request of this form.
 
     Attributes:
+        model: Whose form it is.
         plans: How each arm serves it, by index; ``None`` until it first does.
         straight: Every arm is known to take this form as it is.
     """
 
-    __slots__ = ("parameters", "plans", "router", "straight")
+    __slots__ = ("model", "parameters", "plans", "router", "straight")
 
     def __init__(self, router: Router, parameters: Mapping[str, str]) -> None:
         self.router = router
         self.parameters = parameters
         self.plans: list[Plan | None] = [None] * len(router.entries)
+        self.model = ""
         self.straight = False
 
     def add(self, arm: int, plan: Plan) -> None:
         """Remember how an arm serves this form."""
         self.plans[arm] = plan
+        self.model = plan.model
         self.straight = all(
             known is not None and known.straight for known in self.plans
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from gateway.catalogue import Catalogue, State
@@ -14,14 +14,15 @@ class FrontState:
 
     Attributes:
         catalogue: The snapshot in force.
-        epoch: Grows when what was worked out from the catalogue no longer holds.
+        stale: Models of which what was worked out from the catalogue no longer holds;
+            whoever works it out empties this.
         draining: This process is going away: new work should go elsewhere.
         closing: It is about to: streams that never end by themselves must.
     """
 
     def __init__(self) -> None:
         self.catalogue = Catalogue()
-        self.epoch = 0
+        self.stale: set[str] = set()
         self.draining = False
         self.closing = False
         self._watchers: dict[Callable[[], None], None] = {}
@@ -34,10 +35,19 @@ class FrontState:
         """Stop calling `changed`, if it ever was."""
         self._watchers.pop(changed, None)
 
-    def swap(self, catalogue: Catalogue) -> None:
-        """Put a catalogue in force, in one step."""
+    def swap(self, catalogue: Catalogue, changed: Iterable[str] | None = None) -> None:
+        """Put a catalogue in force, in one step.
+
+        Args:
+            catalogue: All of it.
+            changed: Models of which it says something else than the one before;
+                ``None``: perhaps of all.
+        """
+        if changed is None:
+            both = self.catalogue, catalogue
+            changed = [name for one in both for name in (*one.models, *one.traffic)]
+        self.stale.update(changed)
         self.catalogue = catalogue
-        self.epoch += 1
         self._tell()
 
     def reweigh(self, model: str, weights: Weights) -> None:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from loadtest import changes
 from loadtest.processes import ROOT
 from loadtest.routing import BY_NUMBER, NO_TABLE, VARIANTS
 
@@ -20,6 +21,15 @@ LIMITS_US = {
 """What a table may add to a request, on a machine that does nothing else."""
 SLACK = 4.0
 """Tests share their cores; what adds a scan or a parse costs more than that."""
+
+
+def test_changes_are_measured_on_a_whole_gateway() -> None:
+    found = dict(changes.measure((changes.CHANGES + 2, 2 * changes.CHANGES + 3)))
+    for row in found.values():
+        assert row["wall"] > 0
+        roles = ("supervisor", "controller", "front", "worker")
+        assert row.keys() == {"wall", "idle_percent", *roles}
+        assert sum(row[role] for role in roles) > 0
 
 
 @pytest.mark.slow

@@ -140,8 +140,10 @@ class Service:
         return exchange
 
 
-def request(version: str = "", id_: str = "1", **parameters: InferParameter) -> bytes:
-    made = ModelInferRequest(model_name="m", model_version=version, id=id_)
+def request(
+    version: str = "", id_: str = "1", model: str = "m", **parameters: InferParameter
+) -> bytes:
+    made = ModelInferRequest(model_name=model, model_version=version, id=id_)
     for name, value in parameters.items():
         made.parameters[name].CopyFrom(value)
     made.inputs.add(name="x", datatype="FP32", shape=[1, 2])
@@ -200,6 +202,46 @@ def test_a_new_table_starts_over() -> None:
     service.state.swap(service.state.catalogue.with_traffic("m", table))
     assert service.ask().choice.version == 1  # type: ignore[union-attr]
     assert service.infer.routers.arms() == {"m": {1: 1, 2: 1}}, "counts survive"
+
+
+def version_of(service: Service, model: str) -> int:
+    message = request(model=model)
+    exchange = service.infer.begin(UnaryExchange, message, 0, Call())
+    exchange.cancel()
+    return exchange.plan.entry.version
+
+
+def test_a_change_of_one_model_forgets_nothing_of_others() -> None:
+    first = ModelTraffic(arms=arms(1))
+    service = Service(first, longer=first)
+    for model in ("m", "longer") * 3:
+        assert version_of(service, model) == 1
+    infer = service.infer
+    plans, layouts = infer._plans, infer._layouts
+    assert len(plans) == len(layouts) == 2
+    table = ModelTraffic(arms=(Arm(2, Role.CHAMPION, 1),))
+    changed = service.state.catalogue.with_traffic("longer", table)
+    service.state.swap(changed, ("longer",))
+    assert version_of(service, "m") == 1
+    (kept,) = infer._plans.items()
+    (known,) = infer._layouts.items()
+    assert kept in plans.items()
+    assert known in layouts.items()
+    assert kept[1].model == known[1].plan.model == "m"
+    assert version_of(service, "longer") == 2
+    assert infer.routers.arms() == {"m": {1: 4}, "longer": {1: 3, 2: 1}}
+
+
+def test_a_new_unit_of_one_model_forgets_the_forms_of_all() -> None:
+    first = ModelTraffic(arms=arms(1, 0))
+    service = Service(first, other=first)
+    value = text("7")
+    assert service.ask(user=value).plan.entry.version == 1
+    assert service.infer._plans
+    table = ModelTraffic(arms=arms(1, 0), unit=Source("parameter", "user"))
+    service.state.swap(service.state.catalogue.with_traffic("other", table), ("other",))
+    assert version_of(service, "other") == 1
+    assert {plan.model for plan in service.infer._plans.values()} == {"other"}
 
 
 @pytest.mark.parametrize("down", [State.LOADING, State.UNAVAILABLE])
