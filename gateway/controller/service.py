@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from gateway.controller.learning import Reward
 from gateway.controller.seam import Handlers
 from gateway.controller.traffic import Disk, TrafficControl
+from gateway.documents import first_fault
 from gateway.errors import InvalidRequest
 from gateway.protocol import admin_pb2 as pb
 from gateway.registry.importing import Import
@@ -202,9 +203,8 @@ class AdminService:
         try:
             traffic = MODEL_TRAFFIC.validate_python(document)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise InvalidRequest(f"traffic: {place}: {first['msg']}") from None
+            fault = first_fault(error, ModelTraffic)
+            raise InvalidRequest(f"traffic: {fault}") from None
         return await self._change(
             request.change,
             peer,

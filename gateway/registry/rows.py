@@ -61,7 +61,8 @@ def revision(
     row = connection.execute(query, (name, number)).fetchone()
     if row is None:
         raise UnknownModel(
-            f"model '{name}' has no revision {number}; its history lists them"
+            f"model '{name}' has no revision {number}; `baton audit show {name}` lists "
+            "those that there are"
         )
     value = json.loads(row[0])
     return MODEL_TRAFFIC.validate_python(value["traffic"]), value["effective"]

@@ -31,7 +31,7 @@ METRICS = ("error_rate", "latency_p99_ms")
 """What guardrails can watch."""
 BUCKETS = 10_000
 """Into which a sticky split divides the units."""
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 """A field that nobody knows is a mistake, not something to leave out."""
 
 

@@ -310,6 +310,35 @@ def test_an_empty_source_is_not_this_folder(admin: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arms: 3", "traffic: arms must be a list"),
+        (
+            "arms: [{version: 1, role: champion, share: .nan}]",
+            "traffic: arms.0.share must be a finite number",
+        ),
+        ("arms: [{version: 1, role: champion, share: 90}]", "such as 0.9 for 90 %"),
+        ("arms: [{version: -1, role: champion, share: 1}]", "from 1 on"),
+        ("shadows: [{version: 3, sample: .nan}]", "shadows.0.sample must be a finite"),
+        ("policy: {flor: 1}", "traffic: policy.flor is no field; there are kind"),
+        ("policy: {shrinkage: .nan}", "policy.shrinkage must be a finite number"),
+    ],
+)
+def test_a_table_that_cannot_be_says_why(
+    admin: Any, served: Served, text: str, message: str
+) -> None:
+    file = served.state.parent / "table.yaml"
+    file.write_text(text)
+    result = admin(*words("traffic", "set", MODEL, str(file)))
+    assert message in refused(result, Code.INVALID_ARGUMENT)
+
+
+def test_a_rollback_to_nowhere_names_what_lists_revisions(admin: Any) -> None:
+    result = admin(*words("traffic", "rollback", MODEL, "--to", "999"))
+    assert f"`baton audit show {MODEL}` lists" in refused(result, Code.NOT_FOUND)
+
+
+@pytest.mark.parametrize(
     ("text", "status", "message"),
     [
         ("ownr: ann", 1, "metadata: ownr is no field; there are description, owner"),
