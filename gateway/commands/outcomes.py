@@ -34,7 +34,11 @@ def add_outcome_commands(traffic: typer.Typer) -> None:
 def show_traffic(
     model: AnyModel = "", admin: Admin = ADMIN, as_json: AsJson = False
 ) -> None:
-    """Show who answers, with which weights, and what came of it."""
+    """Show who answers, with which weights, and what came of it.
+
+    EFFECTIVE is what the rewards count for by now, discounted; P(BEST) how probable it
+    is that the version's mean reward is the largest.
+    """
     with connect(admin, as_json=as_json) as client:
         found = client.traffic(model)
     if as_json:
@@ -42,13 +46,12 @@ def show_traffic(
         return
     table = columns(
         "MODEL", "VERSION", "ROLE", "POLICY", "SHARE", "WEIGHT", "REQUESTS", "REWARDS",
-        "MEAN REWARD", "AGREES",
+        "EFFECTIVE", "MEAN REWARD", "P(BEST)", "AGREES",
     )  # fmt: skip
     for one in found:
         requests = one["requests"]
         kind = one["table"]["policy"]["kind"]
         for arm in one["arms"]:
-            mean = arm["mean_reward"]
             table.add_row(
                 escape(one["model"]),
                 str(arm["version"]),
@@ -58,7 +61,9 @@ def show_traffic(
                 f"{arm['weight']:.1%}",
                 str(requests.get(str(arm["version"]), 0)),
                 str(arm["rewards"]),
-                "" if mean is None else f"{mean:.3f}",
+                f"{arm['effective']:.0f}",
+                _known(arm["mean_reward"]),
+                _known(arm["best"]),
                 "",
             )
         for shadow in one["table"]["shadows"]:
@@ -73,6 +78,8 @@ def show_traffic(
                 "",
                 "",
                 str(sums.get("counts", {}).get("answered", 0)),
+                "",
+                "",
                 "",
                 "",
                 f"{agreement['agreed'] / rows:.1%} of {rows}" if rows else "",
@@ -155,3 +162,7 @@ def estimate_traffic(
             f"{one['effective']:.0f}",
         )
     console().print(table)
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from gateway.errors import InvalidRequest
@@ -24,6 +25,7 @@ from gateway.traffic.offline import (
     estimate,
 )
 from gateway.traffic.policies import Former, Learnt, limited, refresh
+from gateway.traffic.posteriors import certainty, probability_best
 from gateway.traffic.table import (
     MAX_SEGMENTS,
     MAX_VALUE,
@@ -277,28 +279,41 @@ class Learner:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return what is known, as JSON values."""
-        learnt = self.state.learnt
-        weights = self.weights
-        shares = [arm.share for arm in self.traffic.arms]
-        arms = []
-        for arm, weight in zip(
-            self.traffic.arms, weights.weights if weights else shares, strict=True
-        ):
-            evidence = learnt.arms.get(arm.version)
-            arms.append(
+        """Return what is known, as JSON values.
+
+        Of each arm: ``rewards``, how many came; ``effective``, how many they count for
+        by now, discounted; ``mean_reward``, by the same discount; ``best``, the
+        probability that its mean is the largest, which a policy that is Thompson's
+        goes by. ``None`` where there is nothing to say.
+        """
+        arms, learnt, weights = self.traffic.arms, self.state.learnt, self.weights
+        versions = [arm.version for arm in arms]
+        known = learnt.sums(versions, self.traffic.policy.discount)
+        best: list[float | None] = [None] * len(arms)
+        if known.count.any():
+            pending = self.pending()
+            late = np.array([pending.get(version, 0.0) for version in versions])
+            sure = known.scaled(certainty(known, late))
+            best = probability_best(sure, self.traffic.policy.posterior).tolist()
+        shares = tuple(arm.share for arm in arms)
+        return {
+            "snapshot": weights.snapshot if weights else 0,
+            "arms": [
                 {
                     "version": arm.version,
                     "role": arm.role,
                     "share": arm.share,
-                    "weight": weight,
+                    "weight": (weights.weights if weights else shares)[place],
                     "rewards": learnt.rewards.get(arm.version, 0),
-                    "mean_reward": evidence.total / evidence.count
-                    if evidence and evidence.count
+                    "effective": float(known.count[place]),
+                    "mean_reward": float(known.total[place] / known.count[place])
+                    if known.count[place]
                     else None,
+                    "best": best[place],
                 }
-            )
-        return {"snapshot": weights.snapshot if weights else 0, "arms": arms}
+                for place, arm in enumerate(arms)
+            ],
+        }
 
 
 def _check(item: Reward) -> None:

@@ -22,6 +22,7 @@ from gateway.admin_client import AdminClient
 from gateway.client_rpc import ClientError
 from gateway.commands.shared import error_text
 from gateway.errors import Code
+from gateway.protocol import admin_pb2 as pb
 from tests.gateway_process import wait_for
 from tests.traffic.served import MODEL, Served, serving, table
 from tests.versions import says
@@ -257,6 +258,23 @@ def test_a_split_leaves_the_champion_where_it_is(admin: Any, served: Served) -> 
     command = words("traffic", "split", MODEL, "3=30%", "2=70%", "--champion", "2")
     changed(admin(*command))
     assert roles(served) == {3: "challenger", 2: "champion"}
+
+
+def test_what_is_known_of_an_arm_is_shown(admin: Any, served: Served) -> None:
+    served.set({1: 0.5, 2: 0.5}, "thompson")
+    item = pb.RewardRequest.Item(version=2, reward=1.0, propensity=0.5)
+    served.admin.reward(MODEL, [item] * 50)
+    arms = json.loads(admin("traffic", "show", MODEL, "--json").stdout)[0]["arms"]
+    assert (arms[0]["effective"], arms[0]["mean_reward"]) == (0, None)
+    assert 45 < arms[1]["effective"] < arms[1]["rewards"] == 50
+    assert 0.9 < arms[1]["best"] < 1
+    header, _, row = admin("traffic", "show", MODEL).stdout.splitlines()
+    assert header.split()[6:] == (
+        ["REQUESTS", "REWARDS", "EFFECTIVE", "MEAN", "REWARD", "P(BEST)", "AGREES"]
+    )
+    assert row.split()[7:] == (
+        ["50", f"{arms[1]['effective']:.0f}", "1.000", f"{arms[1]['best']:.3f}"]
+    )
 
 
 def test_percentages_are_the_decimals_they_look_like(

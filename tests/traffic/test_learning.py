@@ -65,6 +65,26 @@ def test_what_cannot_have_come_of_a_decision_is_refused(
     assert learner.describe() == before
 
 
+def test_an_arm_is_described_by_what_its_rewards_count_for() -> None:
+    learner = Learner(TABLE)
+    first, second = learner.describe()["arms"]
+    assert (first["effective"], first["mean_reward"], first["best"]) == (0, None, None)
+    versions = first["version"], second["version"]
+    for _ in range(100):
+        learner.reward([reward(version=versions[0], reward=0.5)])
+        learner.reward([reward(version=versions[1], reward=1.0)])
+    first, second = learner.describe()["arms"]
+    discount = TABLE.policy.discount
+    count = sum(discount ** (2 * age) for age in range(100))
+    assert (first["rewards"], second["rewards"]) == (100, 100)
+    assert second["effective"] == pytest.approx(count)
+    assert first["effective"] == pytest.approx(count * discount)
+    assert first["mean_reward"] == pytest.approx(0.5)
+    assert second["mean_reward"] == pytest.approx(1.0)
+    assert first["best"] + second["best"] == pytest.approx(1)
+    assert second["best"] > 0.999  # Beta(49, 49) against Beta(96, 1), about
+
+
 def test_what_a_rule_chose_teaches_nothing() -> None:
     """Its propensity is 1 whatever the policy would have done: no such log is fair."""
     learner = Learner(TABLE)
