@@ -64,7 +64,8 @@ def fetch(uri: str, folder: Path) -> Fetched:
         from mlflow.exceptions import MlflowException
     except ImportError as error:
         raise InvalidRequest(
-            f"{uri}: MLflow is not installed; install baton-gateway[mlflow]"
+            f"{uri}: MLflow is not installed: install the extra `mlflow`, which in a "
+            "checkout is `pip install '.[mlflow]'`"
         ) from error
     client = MlflowClient()
     try:

@@ -32,7 +32,8 @@ def download(url: str, folder: Path, *, max_bytes: int) -> Path:
         import fsspec
     except ImportError as error:
         raise InvalidRequest(
-            f"{shown}: URLs need fsspec; install baton-gateway[remote]"
+            f"{shown}: URLs need fsspec: install the extra `remote`, which in a "
+            "checkout is `pip install '.[remote]'`"
         ) from error
     try:
         system, path = fsspec.core.url_to_fs(url)
@@ -45,6 +46,9 @@ def download(url: str, folder: Path, *, max_bytes: int) -> Path:
     except (ImportError, ValueError) as error:
         raise InvalidRequest(f"{shown}: cannot be used: {error}") from error
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError):  # fsspec's HTTP, where nobody answers
+            reason = str(error.__cause__).replace(url, shown)
+            raise LoadFailed(f"{shown}: cannot be reached: {reason[:300]}") from error
         raise InvalidRequest(f"{shown}: there is nothing at this URL") from error
     except Exception as error:  # each of fsspec's file systems raises its own
         if isinstance(error, InvalidRequest):
@@ -66,6 +70,7 @@ def _below(system: object, path: str, target: Path, shown: str) -> dict[str, Pat
     root = path.rstrip("/")
     found = system.find(root)  # type: ignore[attr-defined]
     if not found:
+        system.info(root)  # type: ignore[attr-defined]  # which raises why, if it can
         raise FileNotFoundError(path)
     if len(found) > MAX_FILES:
         raise InvalidRequest(

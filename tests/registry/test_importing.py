@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -219,6 +220,14 @@ def test_a_url_is_downloaded(source: Path, store: ArtefactStore, server: str) ->
     assert source_said == f"{server}/models/fraud.onnx"
     with pytest.raises(InvalidRequest, match="nothing at this URL"):
         taken(f"{server}/absent.onnx", store)
+
+
+def test_nobody_at_a_url_is_not_nothing_at_it(store: ArtefactStore) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(LoadFailed, match=f"cannot be reached: .*:{port}") as caught:
+        taken(f"http://127.0.0.1:{port}/m.onnx?token=secret", store)
+    assert "secret" not in caught.value.message
 
 
 def test_a_folder_of_a_url_is_downloaded(store: ArtefactStore) -> None:
