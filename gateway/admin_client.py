@@ -108,14 +108,14 @@ class AdminClient:
         return self._call("SetAlias", request, pb.ChangeResponse)
 
     def approve(self, change: pb.Change, version: int) -> pb.ChangeResponse:
-        """Let a version get traffic."""
+        """Let a version answer, where the model requires approval."""
         request = pb.ApproveRequest(change=change, version=version)
         return self._call("Approve", request, pb.ChangeResponse)
 
     def require_approval(
         self, change: pb.Change, *, required: bool
     ) -> pb.ChangeResponse:
-        """Say whether versions need approval before they get traffic."""
+        """Say whether versions need approval before they answer; they may shadow."""
         request = pb.RequireApprovalRequest(change=change, required=required)
         return self._call("RequireApproval", request, pb.ChangeResponse)
 

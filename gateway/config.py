@@ -263,7 +263,11 @@ class Config(BaseSettings):
     load: Literal["all"] | tuple[str, ...] = "all"
     """Models to load at start: ``all``, or a list of names (empty for none)."""
     state_dir: Path = Path(".baton")
-    """Folder for what must outlive a process: verified copies of model files."""
+    """Folder for what must outlive a process, of this gateway alone (a second one
+    refuses to start). ``registry`` holds the models taken in, the decisions with their
+    audit log, and what policies learnt: back it up while the gateway is stopped.
+    ``artefacts`` are verified copies of model files, and are made again. The socket of
+    the admin plane, ``admin.sock``, is here unless `admin.unix_socket` says where."""
     max_model_bytes: Bytes = 8 << 30
     """Largest model, external data included, that is taken in."""
     grpc: GrpcConfig = GrpcConfig()

@@ -156,7 +156,7 @@ def approve_model(
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
-    """Let a version get traffic; not by whoever imported it."""
+    """Let a version answer, of a model that requires it; not by who imported it."""
     with connect(admin, as_json=as_json) as client:
         change = client.change(
             model,
@@ -179,7 +179,10 @@ def require_approval(
     admin: Admin = ADMIN,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether versions need an approver before they get traffic."""
+    """Say whether versions need an approver before they answer anybody.
+
+    Without one they answer neither by policy nor by number or alias; they may shadow.
+    """
     with connect(admin, as_json=as_json) as client:
         change = client.change(
             model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -26,6 +27,8 @@ from gateway.protocol import admin_pb2 as pb
 from tests.gateway_process import wait_for
 from tests.traffic.served import MODEL, Served, serving, table
 from tests.versions import says
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,17 @@ def refused(result: Any, code: Code) -> str:
 
 def words(*more: str) -> tuple[str, ...]:
     return (*more, "--reason", "test", "--json")
+
+
+def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=cwd,
+    )
 
 
 def mutations(served: Served) -> dict[str, tuple[str, ...]]:
@@ -307,13 +321,7 @@ def test_percentages_are_the_decimals_they_look_like(
 def test_wrong_arguments_say_what_to_write(
     command: tuple[str, ...], message: str
 ) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "gateway", "traffic", *words(*command)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = python("-m", "gateway", "traffic", *words(*command))
     assert (result.returncode, result.stdout) == (2, "")
     error = json.loads(result.stderr)
     assert message in error["error"]
@@ -392,6 +400,22 @@ def test_a_model_that_is_not_there_is_an_error(
 ) -> None:
     assert "nobody" in refused(admin(*command, "--json"), Code.NOT_FOUND)
     assert admin(*command).stderr.startswith("baton: ")
+
+
+def test_stubs_made_as_the_readme_says_reach_the_admin_plane(
+    served: Served, tmp_path: Path
+) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (command,) = re.findall(r"`python -m (grpc_tools\.protoc [^`]*)`", readme)
+    shutil.copytree(ROOT / "protos", tmp_path / "protos")
+    assert python("-m", *command.split(), cwd=tmp_path).returncode == 0
+    client = (
+        "import sys, grpc, admin_pb2, admin_pb2_grpc\n"
+        "stub = admin_pb2_grpc.AdminStub(grpc.insecure_channel(sys.argv[1]))\n"
+        "print(stub.Show(admin_pb2.ShowRequest(), timeout=30).json)"
+    )
+    done = python("-c", client, served.address, cwd=tmp_path)
+    assert json.loads(done.stdout) == served.admin.show()
 
 
 def test_the_data_port_is_named_as_what_it_is(admin: Any, served: Served) -> None:
