@@ -88,6 +88,45 @@ def test_failures_are_one_line_and_status_one(
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("models", "load", "n", "--json"), "FAILED_PRECONDITION", "bad\\nfile"),
+        (
+            ("call", "n", "--json", "1", "--output", "json"),
+            "NOT_FOUND",
+            "unknown model",
+        ),
+        (("call", "m", "--json", "{", "--output", "json"), "INVALID_ARGUMENT", "JSON"),
+        (("models", "list", "--json", "--cert", "/none"), "INVALID_ARGUMENT", "--key"),
+        (("config", "show", "/none", "--json"), "INVALID_ARGUMENT", "/none"),
+    ],
+)
+def test_failures_are_json_where_that_is_asked_for(
+    baton: Any, server: Any, words: tuple[str, ...], code: str, message: str
+) -> None:
+    result = baton(*words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    error = json.loads(result.stderr)
+    assert error == {"error": error["error"], "code": code}
+    assert message in error["error"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("models", "list", "--json", "--prot"),
+        ("call", "m", "--output", "json"),
+        ("call", "m", "--output=json"),
+    ],
+)
+def test_wrong_usage_is_json_where_that_is_asked_for(words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert json.loads(result.stderr)["code"] == "INVALID_ARGUMENT"
+    assert run("call", "m").stderr.startswith("baton: Missing option '--json'")
+
+
 def test_models_are_listed(baton: Any, server: Any) -> None:
     result = baton("models", "list")
     header, first, second = result.stdout.splitlines()

@@ -106,6 +106,7 @@ def test_every_change_is_in_the_audit_log(
     assert [entry["to_revision"] for entry in trail] == list(range(1, 8))
     assert traffic["audit"] == {
         "ok": True,
+        "entry": None,
         "fault": traffic["audit"]["fault"],
         "entries": len(trail),
         "head": traffic["audit"]["head"],
