@@ -109,7 +109,7 @@ class Gateway:
             on_shadow=self._start_shadows,
         )
         fleet.fronts.begin_with(tables(registered(config.state_dir)))
-        fleet.operations.update(operations(lifecycle, fleet))
+        fleet.operations.update(operations(lifecycle, repository, fleet))
         await fleet.start(self._run_dir / "control.sock")
         metrics_stop = self._serve_metrics(fleet)
         self._start_children(addresses)

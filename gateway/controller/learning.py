@@ -29,7 +29,6 @@ from gateway.traffic.posteriors import certainty, probability_best
 from gateway.traffic.table import (
     MAX_SEGMENTS,
     MAX_VALUE,
-    RULE,
     ModelTraffic,
     PolicyKind,
     Source,
@@ -37,6 +36,8 @@ from gateway.traffic.table import (
     segment_key,
 )
 
+_DRAWN = frozenset(("", *PolicyKind))
+"""Policies whose decisions were drawn; a rule's and a shadow's were not."""
 _TOLERANCE = 1e-6
 MIN_PROPENSITY = 1e-6
 """Below it a single decision would outweigh a million others."""
@@ -60,7 +61,7 @@ class Reward:
         propensity: Of the arm, as recorded with the decision.
         time: Of the decision, in Unix seconds.
         segments: As recorded.
-        policy: As recorded; what a rule chose was not drawn.
+        policy: As recorded; empty is taken for one that draws.
     """
 
     version: int
@@ -196,7 +197,7 @@ class Learner:
         return sum([self._note(item) for item in items])
 
     def _note(self, item: Reward) -> bool:
-        if item.policy == RULE:
+        if item.policy not in _DRAWN:
             return False
         policy, context = self.traffic.policy, ""
         if len(item.segments) == len(self.traffic.segments):  # not of an older table

@@ -95,8 +95,8 @@ class AdminService:
         """Record a change and put it in force.
 
         What the change needs loaded is loaded before anything is recorded, so that
-        what is recorded can be in force at once. Nothing else waits for that: if the
-        model is changed meanwhile, this change is refused.
+        what is recorded can be in force at once. Nothing else waits for that: whoever
+        rolls the model back meanwhile has the last word, and this change is refused.
 
         Args:
             asked: Who, why, from where.
@@ -114,10 +114,10 @@ class AdminService:
         rehearsed = await self._disk(lambda: work(model, replace(change, dry_run=True)))
         wanted = None
         if needs is not None and not rehearsed.refusal:
-            seen, wanted = await self._disk(
-                lambda: (self._registry.model(model).revision, needs(model))
+            now, wanted = await self._disk(
+                lambda: (self._registry.model(model), needs(model))
             )
-            change = replace(change, seen_revision=seen)
+            change = replace(change, seen=(now.revision, now.effective))
         if change.dry_run:
             notes = []
             if wanted is not None:

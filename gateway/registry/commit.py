@@ -130,12 +130,19 @@ def _decide(
     old = rows.load(connection, name)
     if not proposal.may_be_new:
         known(old)
-    for expected in (change.expected_revision, change.seen_revision):
-        if expected is not None and expected != old.revision:
+    expected = change.expected_revision
+    if expected is not None and expected != old.revision:
+        raise RevisionConflict(
+            f"model '{name}' is at revision {old.revision}, not {expected}: somebody "
+            f"changed it; look at it, and try again with revision {old.revision}"
+        )
+    if change.seen is not None and change.seen[1] != old.effective:
+        went_back = old.effective < change.seen[0]
+        if went_back or proposal.action == "rollback":
             raise RevisionConflict(
-                f"model '{name}' is at revision {old.revision}, not {expected}: "
-                "somebody changed it; look at it, and try again with revision "
-                f"{old.revision}"
+                f"model '{name}' was {'rolled back' if went_back else 'decided on'} by "
+                "somebody else while this change was under way; look at it, and ask "
+                "again if it still holds"
             )
     new, versions = proposal.plan(connection, old, now)
     if old.revision and replace(new, effective=old.effective) == replace(

@@ -187,8 +187,9 @@ class Change:
         evidence: JSON object for the audit log.
         dry_run: Say what would happen, and change nothing.
         peer: Who asks, as the kernel knows it; goes into the audit log.
-        seen_revision: The revision that it was prepared for, by whoever carries it
-            out; ``None``: it needed no preparation.
+        seen: Revision and decision in force when it was prepared, by whoever carries
+            it out; ``None``: it needed no preparation. Who rolled back since then does
+            not find that undone.
 
     Repetitions of an operation may differ in the last two.
     """
@@ -200,7 +201,7 @@ class Change:
     evidence: Mapping[str, JsonValue] = field(default_factory=dict)
     dry_run: bool = False
     peer: str = ""
-    seen_revision: int | None = None
+    seen: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

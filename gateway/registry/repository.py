@@ -7,13 +7,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from gateway.catalogue import SHADOW_SUFFIX
 from gateway.config import AdmissionConfig, BatchingConfig
-from gateway.errors import InvalidRequest, LoadFailed, UnknownModel, unknown_model
+from gateway.errors import (
+    ChangeRefused,
+    InvalidRequest,
+    LoadFailed,
+    UnknownModel,
+    unknown_model,
+)
 from gateway.protocol.model_config_pb2 import ModelConfig
 from gateway.registry.config_text import parse_json, parse_pbtxt, refused
 from gateway.registry.model_config import (
@@ -112,6 +118,23 @@ class Repository:
             ) from error
         return tuple(sorted(name for name in folders if not name_fault(name)))
 
+    def is_registered(self, name: str) -> bool:
+        """Return whether the registry decides what is served of a model."""
+        kept = self._registered
+        return kept is not None and not name_fault(name) and (kept / name).is_dir()
+
+    def check_free(self, name: str) -> None:
+        """Refuse to decide what is served of a model past the registry.
+
+        Raises:
+            ChangeRefused: The registry has it, and with it approval and audit.
+        """
+        if self.is_registered(name):
+            raise ChangeRefused(
+                f"'{name}' is in the registry, which alone decides what is served of "
+                "it: see `baton models` and `baton traffic`"
+            )
+
     def read(self, name: str, *, config_json: str | None = None) -> ModelDefinition:
         """Return what there is to load of a model.
 
@@ -126,9 +149,8 @@ class Repository:
         """
         folder = self._root / name
         try:
-            if not name_fault(name) and self._registered is not None:
-                kept = self._registered / name
-                folder = kept if kept.is_dir() else folder
+            if self._registered is not None and self.is_registered(name):
+                folder = self._registered / name
             if name_fault(name) or not folder.is_dir():
                 raise unknown_model(name)
             config, unknown = read_config(name, folder, config_json)
@@ -144,6 +166,7 @@ class Repository:
             raise LoadFailed(f"{name}: cannot be read: {error.strerror}") from error
         versions, absent = _chosen(name, found, config or ModelConfig())
         notes = (*unknown, *ignored, *skipped, *absent)
+        notes += _left_out(self._root / name, folder, found)
         if not versions:
             way_out = () if found else (f"put the first at {name}/1/{DEFAULT_FILE}",)
             raise UnknownModel(
@@ -162,6 +185,22 @@ class Repository:
             shadows,
             _digests(name, extra),
         )
+
+
+def _left_out(
+    own: Path, folder: Path, found: Sequence[VersionSource]
+) -> tuple[str, ...]:
+    """Say of a registered model which versions of its own folder are not looked at."""
+    if own == folder or not own.is_dir():
+        return ()
+    there = {entry.name for entry in own.iterdir() if entry.name.isdigit()}
+    others = sorted(there - {str(source.version) for source in found}, key=int)
+    if not others:
+        return ()
+    return (
+        f"versions {', '.join(others)} of its folder in the model repository are not "
+        "looked at: the registry has this model; `baton models import` takes them in",
+    )
 
 
 def tables(registered: Path) -> dict[str, ModelTraffic]:

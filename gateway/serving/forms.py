@@ -60,17 +60,15 @@ def scan(  # noqa: C901, PLR0911, PLR0912
             if tag not in _BEFORE_RAW:
                 return None
             size = message[position + 1]
-            stop = position + 2 + size
+            after = position + 2
             if size > 127:
                 size, after = _varint(message, position + 1)
-                stop = after + size
+            stop = after + size
             if tag == _ID:
                 if id_end:
                     return None
                 id_start, id_end = position, stop
-            elif (
-                tag == _PARAMETERS and cut_keys and _key(message, position) in cut_keys
-            ):
+            elif tag == _PARAMETERS and cut_keys and _key(message, after) in cut_keys:
                 if cut_end or size > 127:
                     return None
                 cut_start, cut_end = position, stop
@@ -105,11 +103,11 @@ def scan(  # noqa: C901, PLR0911, PLR0912
     return form, id_field, raws, (cut_start + 2, cut_end)
 
 
-def _key(message: bytes, position: int) -> bytes:
-    """Return the name of the parameter at `position`; empty where it is not first."""
-    if message[position + 2] != _KEY:
+def _key(message: bytes, start: int) -> bytes:
+    """Return the name of the parameter whose entry begins there; empty: it is later."""
+    if message[start] != _KEY:
         return b""
-    return message[position + 4 : position + 4 + message[position + 3]]
+    return message[start + 2 : start + 2 + message[start + 1]]
 
 
 def tail(message: bytes, start: int) -> Buffer:

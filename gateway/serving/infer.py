@@ -37,6 +37,7 @@ from gateway.serving.shadow import Shadows
 from gateway.serving.sink import Record, Sink
 from gateway.serving.state import FrontState
 from gateway.serving.values import (
+    entry_key,
     entry_text,
     text_of,
     text_span,
@@ -249,19 +250,21 @@ class InferService:
         """Return how to serve a request that no layout recognises."""
         found = scan(message, self.routers.units)
         if found is None:
-            return self._new_plan(message, call, None, None, None)
+            return self._new_plan(message, call, None, None)
         key, id_field, raws, cut = found
-        known, whole = self._plans.get(key), key
-        if cut is not None and not _is_unit(known, message, cut):
-            # Some other model's: here it may be a segment, or say how to serve.
-            whole, cut = _with(message, key, id_field, cut), None
-            known = self._plans.get(whole)
+        known, whole, unit_key = self._plans.get(key), key, b""
+        if cut is not None:
+            unit_key = entry_key(message, cut)
+            if not isinstance(known, Fork) or known.router.unit_name != unit_key:
+                # Some other model's: here it may be a segment, or say how to serve.
+                whole, cut = _with(message, key, id_field, cut), None
+                known = self._plans.get(whole)
         if known is None:
-            return self._new_plan(message, call, key, None, whole)
+            return self._new_plan(message, call, whole, None, (unit_key, key))
         if isinstance(known, Plan):
             inputs = known.inputs(raws)
             if inputs is None:
-                return self._new_plan(message, call, whole, None, whole)
+                return self._new_plan(message, call, whole, None)
             self._remember(message, id_field, raws, known)
             return known, id_field, inputs, None, NO_CONTEXT
         unit = None if cut is None else entry_text(message, *cut)
@@ -270,7 +273,7 @@ class InferService:
         inputs = None if plan is None else plan.inputs(raws)
         if plan is None or inputs is None:
             chosen = known, arm, choice, context
-            return self._new_plan(message, call, whole, chosen, whole)
+            return self._new_plan(message, call, whole, chosen)
         span = None if cut is None else text_span(message, *cut)
         if cut is None or span is not None:
             self._remember(message, id_field, raws, plan, known, span)
@@ -301,19 +304,18 @@ class InferService:
         self,
         message: bytes,
         call: Headers,
-        key: bytes | None,
+        form: bytes | None,
         chosen: tuple[Fork, int, Choice, Context] | None,
-        whole: bytes | None,
+        cut: tuple[bytes, bytes] | None = None,
     ) -> Served:
         """Parse a request of a form not seen before, and remember the form.
 
         Args:
             message: The request.
             call: Brings metadata.
-            key: To remember its form by, where a parameter that it leaves out is the
-                unit; ``None`` where it has none.
-            whole: The same with that parameter, where it is not.
+            form: To remember it by; ``None`` where it has none.
             chosen: The arm that serves it, where that was decided.
+            cut: A parameter that may be left out of the form, and the form then.
         """
         choice: Choice | None = None
         context, fork, arm = NO_CONTEXT, None, 0
@@ -330,7 +332,9 @@ class InferService:
                 fork = Fork(router, texts_of(given, router.segment_keys))
                 unit = None
                 if router.unit_key and router.unit_key in given:
-                    unit, whole = text_of(given[router.unit_key]), key
+                    unit = text_of(given[router.unit_key])
+                    # With the unit in it, no other request would have this form.
+                    form = cut[1] if cut and cut[0] == router.unit_name else None
                 arm, choice, context = router.choose(call, fork.parameters, unit)
                 entry = router.entries[arm]
             else:
@@ -356,12 +360,12 @@ class InferService:
         )
         if not request.model_version:
             plan.ways = self.shadows.ways(catalogue, model, entry)
-        if plan.sizes is not None and whole and len(whole) <= _MAX_PLAN_BYTES:
+        if plan.sizes is not None and form and len(form) <= _MAX_PLAN_BYTES:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             if fork is not None:
                 fork.add(arm, plan)
-            self._plans[whole] = fork or plan
+            self._plans[form] = fork or plan
         id_field = ModelInferRequest(id=request.id).SerializeToString()
         return plan, id_field, checked.tensors, choice, context
 
@@ -370,13 +374,6 @@ def _with(message: bytes, form: bytes, id_field: bytes, entry: Span) -> bytes:
     """Return a form with the parameter that was cut out of it in its place again."""
     start = entry[0] - 2 - len(id_field)
     return form[:start] + message[entry[0] - 2 : entry[1]] + form[start:]
-
-
-def _is_unit(known: Plan | Fork | None, message: bytes, entry: Span) -> bool:
-    """Return whether a parameter, given its map entry, is the unit of its model."""
-    start = entry[0] + 2
-    name = message[start : start + message[start - 1]]
-    return isinstance(known, Fork) and known.router.unit_name == name
 
 
 def _level(entry: VersionEntry, parameters: Parameters) -> int:

@@ -41,6 +41,12 @@ def text_span(message: bytes, start: int, end: int) -> tuple[int, int] | None:
     return None
 
 
+def entry_key(message: bytes, entry: tuple[int, int]) -> bytes:
+    """Return the name of a parameter whose map entry begins with it."""
+    start = entry[0] + 2
+    return message[start : start + message[start - 1]]
+
+
 def entry_text(message: bytes, start: int, end: int) -> str:
     """Return the value of a parameter, given where its map entry lies.
 

@@ -229,12 +229,28 @@ def test_what_was_so_when_it_was_asked_for_is_not_done_later(three: Registry) ->
     assert three.traffic("m").arms == only(2)
 
 
-def test_a_change_that_was_prepared_is_refused_after_another(three: Registry) -> None:
-    seen = by(seen_revision=1, operation_id="op")
-    first = three.set_alias("m", "blue", 1, seen)
-    with pytest.raises(RevisionConflict, match="at revision 2, not 1"):
-        three.set_alias("m", "blue", 2, by(seen_revision=1))
-    assert three.set_alias("m", "blue", 1, by(operation_id="op")) == first
+def test_a_change_that_was_prepared_is_refused_after_a_rollback(
+    three: Registry,
+) -> None:
+    """Not after other changes: then the last one wins, as without preparation."""
+    three.set_traffic("m", split(0.5, 0.5), by())
+    model = three.model("m")
+    seen = model.revision, model.effective
+    three.set_alias("m", "blue", 1, by())
+    three.set_traffic("m", split(0.6, 0.4), by())
+    three.set_traffic("m", split(0.7, 0.3), by(seen=seen))
+    with pytest.raises(RevisionConflict, match="decided on"):
+        three.rollback("m", by(seen=seen))
+    model = three.model("m")
+    seen = model.revision, model.effective
+    first = three.rollback("m", by(seen=seen, operation_id="op"))
+    assert first.applied
+    with pytest.raises(RevisionConflict, match="rolled back"):
+        three.set_traffic("m", split(0.8, 0.2), by(seen=seen))
+    with pytest.raises(RevisionConflict, match="rolled back"):
+        three.rollback("m", by(seen=seen))
+    assert three.rollback("m", by(operation_id="op")) == first
+    assert three.set_traffic("m", split(0.8, 0.2), by()).applied
 
 
 def test_a_promoted_shadow_shadows_no_more(three: Registry) -> None:

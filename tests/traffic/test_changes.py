@@ -156,13 +156,41 @@ def test_a_table_that_loads_is_refused_after_a_rollback(served: Served) -> None:
         asked = pool.submit(served.admin.set_traffic, change, table({3: 1.0}))
         wait_for(lambda: _states(served, "two")[3] == "LOADING")
         served.admin.rollback(served.change(model="two"))
-        with pytest.raises(ClientError, match="somebody changed it") as caught:
+        with pytest.raises(ClientError, match="rolled back by somebody") as caught:
             asked.result()
     assert caught.value.code is Code.ABORTED
     (now,) = served.admin.traffic("two")
     assert [arm["version"] for arm in now["table"]["arms"]] == [1]
     # What was loaded for it is let go of.
     wait_for(lambda: _states(served, "two")[3] == "UNAVAILABLE")
+
+
+def test_the_data_port_decides_nothing_of_a_registered_model(served: Served) -> None:
+    """There is no approval there, and no audit log."""
+    served.set({2: 1.0})
+    load = pb.RepositoryModelLoadRequest(model_name=MODEL)
+    served.running.call("RepositoryModelLoad", load, pb.RepositoryModelLoadResponse)
+    config = pb.RepositoryModelLoadRequest(model_name=MODEL)
+    config.parameters[
+        "config"
+    ].string_param = '{"version_policy": {"specific": {"versions": [1, 3]}}}'
+    files = pb.RepositoryModelLoadRequest(model_name=MODEL)
+    files.parameters["config"].string_param = "{}"
+    files.parameters["file:2/model.onnx"].bytes_param = says(77)
+    for request in (config, files):
+        with pytest.raises(grpc.RpcError) as caught:
+            served.running.call(
+                "RepositoryModelLoad", request, pb.RepositoryModelLoadResponse
+            )
+        assert code_of(caught.value) == "FAILED_PRECONDITION"
+        assert "baton traffic" in str(caught.value.details())
+    unload = pb.RepositoryModelUnloadRequest(model_name=MODEL)
+    with pytest.raises(grpc.RpcError) as caught:
+        served.running.call(
+            "RepositoryModelUnload", unload, pb.RepositoryModelUnloadResponse
+        )
+    assert code_of(caught.value) == "FAILED_PRECONDITION"
+    assert served.drawn(20) == {2: 20}
 
 
 def test_of_two_changes_at_one_moment_one_is_made(served: Served) -> None:

@@ -85,10 +85,11 @@ def test_an_arm_is_described_by_what_its_rewards_count_for() -> None:
     assert second["best"] > 0.999  # Beta(49, 49) against Beta(96, 1), about
 
 
-def test_what_a_rule_chose_teaches_nothing() -> None:
+@pytest.mark.parametrize("policy", ["rule", "shadow"])
+def test_what_was_not_drawn_teaches_nothing(policy: str) -> None:
     """Its propensity is 1 whatever the policy would have done: no such log is fair."""
     learner = Learner(TABLE)
-    assert not learner.reward([reward(policy="rule", propensity=1.0)])
+    assert not learner.reward([reward(policy=policy, propensity=1.0)])
     with pytest.raises(Unanswerable, match="no rewards"):
         learner.estimate({7: 1.0})
     assert learner.describe()["arms"][1]["rewards"] == 0

@@ -51,6 +51,7 @@ from workers.spec import ModelSpec, TensorSpec
 SPEC = ModelSpec((TensorSpec("x", "FP32", (2,)),), (TensorSpec("y", "FP32", (1,)),), 8)
 USER = Source("metadata", "x-user")
 UNIT = Source("parameter", "user")
+COUNTRY = Source("parameter", "country")
 
 
 def entry(version: int, state: State = State.READY) -> VersionEntry:
@@ -149,6 +150,27 @@ def request(
     made.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     made.raw_input_contents.append(bytes(8))
     return made.SerializeToString()
+
+
+def _value_first(message: bytes) -> bytes:
+    """Write every parameter with its value before its name, as protobuf allows."""
+    made = ModelInferRequest.FromString(message)
+    parameters = dict(made.parameters)
+    made.ClearField("parameters")
+    entries = b""
+    for key, value in parameters.items():
+        name, content = key.encode(), value.SerializeToString()
+        pair = b"\x12" + _length(content) + content + b"\x0a" + _length(name) + name
+        entries += b"\x22" + _length(pair) + pair
+    rest = ModelInferRequest(model_name=made.model_name, id=made.id)
+    start = len(rest.SerializeToString())
+    body = made.SerializeToString()
+    return body[:start] + entries + body[start:]
+
+
+def _length(content: bytes) -> bytes:
+    size = len(content)
+    return bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
 
 
 def text(value: str) -> InferParameter:
@@ -409,6 +431,25 @@ class TestSticky:
                 if not turn:
                     forms = len(service.infer._plans)
             assert len(service.infer._plans) == forms, "each is seen first once"
+
+    @pytest.mark.parametrize("size", [1, 60, 110, 117, 118, 127, 128, 256, 1000])
+    @pytest.mark.parametrize("value_first", [False, True])
+    def test_a_unit_of_any_length_and_order_sticks(
+        self, size: int, value_first: bool
+    ) -> None:
+        service = Service(self.traffic(UNIT), other=self.traffic(COUNTRY))
+        for turn in range(60):
+            user = f"{turn % 3}" * size
+            message = request(user=text(user), country=text(f"c{turn}"))
+            if value_first:
+                message = _value_first(message)
+            found = service.infer.begin(UnaryExchange, message, 0, Call())
+            assert found.context.unit == user[:256]
+            wanted = service.ask(user=text(user)).choice
+            assert found.choice == wanted
+            assert found.choice is not None
+            assert found.choice.policy == "sticky"
+            found.cancel()
 
     def test_another_models_unit_hides_nothing_of_the_protocol(self) -> None:
         """A table from before such units were refused, say."""
