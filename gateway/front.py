@@ -252,7 +252,7 @@ class Front:
                 "prediction_id": record.name.decode(),
                 "time": (record.admitted_ns + behind_ns) / 1e9,
                 "rows": record.rows,
-                **record.choice._asdict(),
+                **record.choice.described(),
                 **record.context._asdict(),
             }
             for record in self._sink.last(model, count)

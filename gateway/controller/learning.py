@@ -45,7 +45,7 @@ MAX_TIME_S = 1e11
 """Milliseconds taken for seconds are above it."""
 _NOTES = 500
 """Points in time, within the delay of labels, of which requests are remembered."""
-MAX_EARLIER = 16
+MAX_EARLIER = 8
 """Decisions whose last weights are kept, for a rollback."""
 MAX_REWARDS = 100_000
 """Rewards that are remembered one by one, for estimates."""
@@ -158,25 +158,34 @@ class Learner:
         versions = tuple(arm.version for arm in traffic.arms)
         kind = traffic.policy.kind
         state, back = self.state, None
-        if (state.versions, state.kind) != (versions, kind):
+        learnt = state.learnt
+        if (state.versions, state.kind, state.segments) != (
+            versions,
+            kind,
+            traffic.segments,
+        ):
             back = state.earlier.pop(decision, None)
             if state.versions:
-                known = Former(state.weights, state.learnt.rewards, state.learnt.arms)
-                state.earlier[state.decision] = known
+                state.earlier[state.decision] = Former(
+                    state.weights, learnt.rewards, learnt.arms, dict(learnt.contexts)
+                )
             for oldest in [*state.earlier][:-MAX_EARLIER]:
                 del state.earlier[oldest]
-            weights = back.weights if back else None
-            fits = weights is not None and len(weights.weights) == len(versions)
-            state.weights = weights if fits else None
-        state.versions, state.kind, state.decision = versions, kind, decision
-        state.learnt.keep(versions, back)
-        if state.segments != traffic.segments:  # the same values mean other things
-            state.learnt.contexts.clear()
-            if state.weights is not None and back is None:
+            if back is not None:
+                weights = back.weights
+                fits = weights is not None and len(weights.weights) == len(versions)
+                state.weights = weights if fits else None
+            elif (state.versions, state.kind) != (versions, kind):
+                state.weights = None
+            elif state.weights is not None:
                 state.weights = replace(state.weights, segments={})
+            if state.segments != traffic.segments:  # the same values mean other things
+                learnt.contexts.clear()
+        state.versions, state.kind, state.decision = versions, kind, decision
         state.segments = traffic.segments
+        learnt.keep(versions, back)
         if traffic.policy.learns and versions:
-            state.weights = limited(traffic, state.learnt, state.weights)
+            state.weights = limited(traffic, learnt, state.weights)
         self.traffic = traffic
         self.changed = True
 

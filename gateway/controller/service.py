@@ -312,7 +312,7 @@ def _the_one(found: Sequence[Import], model: str) -> Import:
 def _change_of(asked: pb.Change, peer: str) -> Change:
     expected = asked.expected_revision if asked.HasField("expected_revision") else None
     return Change(
-        actor=asked.actor or peer or "unknown",
+        actor=asked.actor.strip() or peer or "unknown",
         reason=asked.reason.strip(),
         expected_revision=expected,
         operation_id=asked.operation_id,

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class ArtefactStore:
     def __init__(self, root: Path, max_bytes: int) -> None:
         self._folder = root / "sha256"
         self._max_bytes = max_bytes
+        self._keeping = threading.Lock()
         self._folder.mkdir(parents=True, exist_ok=True)
         for pattern in (".new-*", ".old-*"):
             for left_over in self._folder.glob(pattern):
@@ -83,7 +85,8 @@ class ArtefactStore:
                         f"{source.name}: changed while it was copied; load it again"
                     )
                 digest = _digest(files)
-                self._keep(folder, digest, files)
+                with self._keeping:
+                    self._keep(folder, digest, files)
             finally:
                 _remove(folder)
         except OSError as error:

@@ -149,14 +149,16 @@ class InferService:
 
     def record(self, exchange: Exchange, name: bytes) -> None:
         """Offer the record of a prediction that an arm answered."""
-        assert exchange.choice is not None
+        choice = exchange.choice
+        assert choice is not None
+        choice.tally.answered += 1
         self._sink.offer(
             Record(
                 name,
                 exchange.plan.model,
                 exchange.admitted_ns,
                 exchange.rows,
-                exchange.choice,
+                choice,
                 exchange.context,
             )
         )

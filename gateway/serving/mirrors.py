@@ -14,7 +14,7 @@ from featurizer.datatypes import DATATYPES
 from gateway.catalogue import VersionEntry
 from gateway.serving.exchange import Inputs
 from gateway.serving.queues import VersionQueue
-from gateway.serving.routing import Choice
+from gateway.serving.routing import Choice, Tally
 from gateway.traffic.agreement import Agreement, compare
 from gateway.traffic.table import Role, Shadow
 from workers.spec import ModelSpec
@@ -43,7 +43,7 @@ class Mirror:
         self.model = model
         self.version = version
         self.shadow = Shadow(version)
-        self.choice = Choice(version, Role.SHADOW, 1.0, "shadow", 0, 0)
+        self.choice = Choice(version, Role.SHADOW, 1.0, "shadow", 0, 0, Tally())
         self.inflight = 0
         self.counts: Counter[str] = Counter()
         self.agreement = Agreement()

@@ -7,9 +7,10 @@ requests of an arm was worked out when the table or the weights came.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import random
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gateway.catalogue import VersionEntry
 from gateway.serving.plans import Plan
@@ -33,6 +34,19 @@ _Counts = dict[str, dict[int, int]]
 """Requests by model and version."""
 
 
+class Tally:
+    """Requests that an arm answered, by its policy or by a rule."""
+
+    __slots__ = ("answered",)
+
+    def __init__(self) -> None:
+        self.answered = 0
+
+
+Tallies = defaultdict[tuple[int, bool], Tally]
+"""Those of a model, by version and whether a rule chose it."""
+
+
 class Choice(NamedTuple):
     """An arm that was chosen to answer, and how: goes with the prediction's record.
 
@@ -43,6 +57,7 @@ class Choice(NamedTuple):
         policy: Kind of the policy, or ``rule``.
         revision: Of the traffic table.
         snapshot: Of the weights; 0 for the shares of the table.
+        tally: Counts what came of it; no part of the record.
     """
 
     version: int
@@ -51,6 +66,11 @@ class Choice(NamedTuple):
     policy: str
     revision: int
     snapshot: int
+    tally: Tally
+
+    def described(self) -> dict[str, Any]:
+        """Return all of it that is recorded, as JSON values."""
+        return {name: one for name, one in self._asdict().items() if name != "tally"}
 
 
 class Context(NamedTuple):
@@ -84,12 +104,11 @@ class Router:
         traffic: What was decided.
         ready: Its versions that serve, by number.
         weights: What the policy made of it since; ``None`` for the arms' shares.
+        tallies: Of the model, which outlive its tables.
         draw: Returns a number in [0, 1), uniformly.
 
     Attributes:
         entries: The arms that serve, in the table's order.
-        counts: Requests that each of them got by the policy.
-        ruled: Requests that each of them got by a rule.
         easy: The choice depends on nothing in the request.
         unit_key: The parameter that is the unit; empty if none is.
         unit_name: The same as it is on the wire.
@@ -101,6 +120,7 @@ class Router:
         traffic: ModelTraffic,
         ready: Mapping[int, VersionEntry],
         weights: Weights | None = None,
+        tallies: Tallies | None = None,
         *,
         draw: Callable[[], float] = random,
     ) -> None:
@@ -111,8 +131,7 @@ class Router:
         self._arms = [traffic.arms[place] for place in self._places]
         self._index = {arm.version: index for index, arm in enumerate(self._arms)}
         self.entries = [ready[arm.version] for arm in self._arms]
-        self.counts = [0] * len(self._arms)
-        self.ruled = [0] * len(self._arms)
+        self._tallies = defaultdict(Tally) if tallies is None else tallies
         self.easy = not (traffic.rules or traffic.unit or traffic.segments)
         unit = traffic.unit
         self.unit_key = unit.key if unit and unit.kind == "parameter" else ""
@@ -168,7 +187,6 @@ class Router:
         """
         if self.easy:
             index = bisect_right(self._cumulative, self._draw())
-            self.counts[index] += 1
             return index, self._choices[index], NO_CONTEXT
         if unit is None:
             header = self._unit_header
@@ -180,12 +198,10 @@ class Router:
             segments = tuple([_value(source, call, parameters) for source in sources])
         for index, rule in self._rules:
             if _matches(rule, unit, call):
-                self.ruled[index] += 1
                 return index, self._ruled[index], Context(unit, -1, segments)
         if self._table is not None and unit:
             bucket = self._bucket_of(unit)
             index = self._table[bucket]
-            self.counts[index] += 1
             return index, self._stuck[index], Context(unit, bucket, segments)
         ends, choices = self._cumulative, self._choices
         if self._by_segment:
@@ -193,7 +209,6 @@ class Router:
             if found is not None:
                 ends, choices = found
         index = bisect_right(ends, self._draw())
-        self.counts[index] += 1
         return index, choices[index], Context(unit, -1, segments)
 
     def _stick(self) -> None:
@@ -236,7 +251,10 @@ class Router:
     ) -> Choice:
         arm = self._arms[index]
         revision = self.traffic.revision
-        return Choice(arm.version, arm.role, propensity, policy, revision, snapshot)
+        tally = self._tallies[arm.version, policy == RULE]
+        return Choice(
+            arm.version, arm.role, propensity, policy, revision, snapshot, tally
+        )
 
 
 class Routers:
@@ -252,16 +270,15 @@ class Routers:
     def __init__(self, state: FrontState) -> None:
         self._state = state
         self._routers: dict[str, Router] = {}
-        self._gone: tuple[_Counts, _Counts] = {}, {}  # counted by those before
+        self._tallies: defaultdict[str, Tallies] = defaultdict(
+            lambda: defaultdict(Tally)
+        )
         self.units: frozenset[bytes] = frozenset()
 
     def forget(self, models: Iterable[str]) -> None:
         """Make those of models anew, from the catalogue that is in force now."""
         for model in models:
-            router = self._routers.pop(model, None)
-            if router is not None:
-                for ruled, counts in enumerate(self._gone):
-                    _add_counts(counts.setdefault(model, {}), router, ruled=bool(ruled))
+            self._routers.pop(model, None)
         self.units = unit_keys(self._state.catalogue.traffic.values())
 
     def of(self, model: str) -> Router | None:
@@ -274,8 +291,8 @@ class Routers:
         if traffic is None or not traffic.arms:
             return None
         ready = catalogue.ready_versions(model)
-        router = Router(traffic, ready, catalogue.weights.get(model))
-        self._routers[model] = router
+        weights, tallies = catalogue.weights.get(model), self._tallies[model]
+        router = self._routers[model] = Router(traffic, ready, weights, tallies)
         return router
 
     def reweigh(self, model: str, weights: Weights) -> None:
@@ -286,21 +303,18 @@ class Routers:
             router.reweigh(weights)
 
     def arms(self, *, ruled: bool = False) -> _Counts:
-        """Return the requests that each version got as an arm, by model.
+        """Return the requests that each version answered as an arm, by model.
 
         Args:
             ruled: Only those that a rule of the table sent.
         """
-        found = {name: dict(counts) for name, counts in self._gone[ruled].items()}
-        for name, router in self._routers.items():
-            _add_counts(found.setdefault(name, {}), router, ruled=ruled)
+        found: _Counts = {}
+        for model, tallies in self._tallies.items():
+            counts = found[model] = dict.fromkeys((v for v, _ in tallies), 0)
+            for (version, by_rule), tally in tallies.items():
+                if by_rule or not ruled:
+                    counts[version] += tally.answered
         return found
-
-
-def _add_counts(counts: dict[int, int], router: Router, *, ruled: bool) -> None:
-    for place, entry in enumerate(router.entries):
-        count = router.ruled[place] + (0 if ruled else router.counts[place])
-        counts[entry.version] = counts.get(entry.version, 0) + count
 
 
 class Fork:

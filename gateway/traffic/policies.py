@@ -71,11 +71,13 @@ class Former:
         weights: In force at its end; ``None``: the shares of the table.
         rewards: By version.
         arms: By version, discounted to that moment.
+        contexts: By joined segment values, then by version.
     """
 
     weights: Weights | None
     rewards: dict[int, int]
     arms: dict[int, Evidence]
+    contexts: dict[str, dict[int, Evidence]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -109,8 +111,11 @@ class Learnt:
         arms = {**back.arms, **self.arms} if back else self.arms
         self.rewards = {v: rewards.get(v, 0) for v in kept}
         self.arms = {v: arms.get(v) or Evidence(event=self.events) for v in kept}
-        for context, arms in self.contexts.items():
-            self.contexts[context] = {v: e for v, e in arms.items() if v in kept}
+        for context, known in (back.contexts if back else {}).items():
+            if context in self.contexts or len(self.contexts) < MAX_CONTEXTS:
+                self.contexts[context] = {**known, **self.contexts.get(context, {})}
+        for context, known in self.contexts.items():
+            self.contexts[context] = {v: e for v, e in known.items() if v in kept}
 
     def observe(
         self, version: int, reward: float, policy: Policy, context: str = ""

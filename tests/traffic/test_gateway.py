@@ -76,6 +76,20 @@ def test_draws_and_propensities_are_the_shares(served: Served) -> None:
     assert len({one["prediction_id"] for one in decisions}) == 1000
 
 
+def test_what_is_refused_is_no_request_of_an_arm(served: Served) -> None:
+    """No reward will come of it, and none is waited for."""
+    served.set({1: 1.0})
+    before = served.shown()["requests"]
+    wrong = ask(MODEL)
+    wrong.inputs[0].shape[:] = [1, 7]
+    for _ in range(5):
+        with pytest.raises(grpc.RpcError):
+            served.running.infer(wrong)
+    served.drawn(3)
+    after = served.shown()["requests"]
+    assert after["1"] - before.get("1", 0) == 3
+
+
 @pytest.mark.parametrize("kind", ["parameter", "metadata"])
 def test_a_unit_keeps_its_arm_while_shares_grow(served: Served, kind: str) -> None:
     """Nobody leaves the arm that grows, and nobody comes back."""

@@ -152,6 +152,39 @@ def test_a_rollback_brings_back_what_was_learnt(frozen: bool, restarted: bool) -
     assert (_shares(learner) == before) == frozen, "it goes on from there"
 
 
+@pytest.mark.parametrize("keep_segments", [False, True])
+def test_a_rollback_brings_back_what_was_learnt_of_contexts(
+    keep_segments: bool,
+) -> None:
+    learner = Learner(TABLE, None, 5)
+    for country, good in (("se", 7), ("no", 2)):
+        for version in (2, 7):
+            item = reward(
+                version=version, reward=float(version == good), segments=(country,)
+            )
+            learner.reward([item] * 400)
+    learner.refresh(0.0)
+    before = learner.weights
+    assert before is not None
+    assert before.segments["se"][1] > 0.9
+    assert before.segments["no"][1] < 0.1
+    segments = TABLE.segments if keep_segments else ()
+    policy = Policy(PolicyKind.THOMPSON)
+    alone = (Arm(2, Role.CHAMPION, 1.0),)
+    learner.adopt(
+        dataclasses.replace(TABLE, arms=alone, policy=policy, segments=segments), 6
+    )
+    learner.refresh(10.0)
+    learner = Learner(learner.traffic, state_from(STATE.dump_json(learner.state)), 6)
+    learner.adopt(TABLE, 5)
+    assert learner.weights == before
+    learner.reward([reward(version=7, segments=("se",))])
+    learner.refresh(20.0)
+    assert learner.weights is not None
+    assert learner.weights.segments["se"][1] > 0.9
+    assert learner.weights.segments["no"][1] < 0.1
+
+
 def test_the_same_arms_decided_on_anew_begin_anew() -> None:
     learner = Learner(_decide(1, 2), None, 5)
     learner.reward([reward(version=2, segments=())] * 50)
