@@ -29,6 +29,7 @@ from gateway.traffic.posteriors import certainty, probability_best
 from gateway.traffic.table import (
     MAX_SEGMENTS,
     MAX_VALUE,
+    SEPARATOR,
     ModelTraffic,
     PolicyKind,
     Source,
@@ -294,7 +295,8 @@ class Learner:
         Of each arm: ``rewards``, how many came; ``effective``, how many they count for
         by now, discounted; ``mean_reward``, by the same discount; ``best``, the
         probability that its mean is the largest, which a policy that is Thompson's
-        goes by. ``None`` where there is nothing to say.
+        goes by. ``None`` where there is nothing to say. And the weights, in the order
+        of the arms, of each combination of segment values that has its own.
         """
         arms, learnt, weights = self.traffic.arms, self.state.learnt, self.weights
         versions = [arm.version for arm in arms]
@@ -322,6 +324,10 @@ class Learner:
                     "best": best[place],
                 }
                 for place, arm in enumerate(arms)
+            ],
+            "segments": [
+                {"values": key.split(SEPARATOR), "weights": list(those)}
+                for key, those in sorted((weights.segments if weights else {}).items())
             ],
         }
 

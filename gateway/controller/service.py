@@ -17,6 +17,7 @@ from gateway.controller.traffic import Disk, TrafficControl
 from gateway.documents import first_fault
 from gateway.errors import InvalidRequest
 from gateway.protocol import admin_pb2 as pb
+from gateway.registry.decisions import misfit
 from gateway.registry.importing import Import
 from gateway.registry.records import (
     VERSION,
@@ -112,16 +113,17 @@ class AdminService:
             raise InvalidRequest("change.reason: say why, for the audit log (--reason)")
         change, model = _change_of(asked, peer), asked.model
         rehearsed = await self._disk(lambda: work(model, replace(change, dry_run=True)))
-        wanted = None
+        wanted, notes = None, list[str]()
         if needs is not None and not rehearsed.refusal:
             now, wanted = await self._disk(
                 lambda: (self._registry.model(model), needs(model))
             )
             change = replace(change, seen=(now.revision, now.effective))
+            if misfits := misfit(now, wanted):
+                notes.append(misfits)
         if change.dry_run:
-            notes = []
             if wanted is not None:
-                notes = await self._traffic.cost(model, wanted)
+                notes += await self._traffic.cost(model, wanted)
             return _response(rehearsed, 0, *notes)
         traffic = self._traffic
         async with AsyncExitStack() as prepared:
@@ -130,9 +132,10 @@ class AdminService:
             done, fronts = await traffic.record(model, lambda: work(model, change))
         if not patient:
             traffic.settle_soon(model)
-            return _response(done, fronts)
-        note = await traffic.settle(model)
-        return _response(done, fronts, *([note] if note else []))
+            return _response(done, fronts, *notes)
+        if note := await traffic.settle(model):
+            notes.append(note)
+        return _response(done, fronts, *notes)
 
     async def _import(self, request: pb.ImportRequest, peer: str) -> pb.ChangeResponse:
         metadata = _document(request.metadata_json or "{}", "metadata")

@@ -28,8 +28,8 @@ MAX_VERSION = 10**18 - 1
 """Largest version number that a model repository can name."""
 MAX_ALIASES = 64
 _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_SHARED = ("revision", "frozen", "aliases")
-"""What a decision on who answers leaves as it is."""
+_ANSWERS = ("arms", "buckets", "policy", "rules", "salt", "segments", "unit")
+"""Parts of a table that say who answers, and how that is decided."""
 
 
 def import_versions(
@@ -159,7 +159,7 @@ def answers(traffic: ModelTraffic) -> str:
     if not traffic.arms:
         return ""
     body = traffic_body(traffic)
-    return sha256(canonical({k: v for k, v in body.items() if k not in _SHARED}))
+    return sha256(canonical({part: body[part] for part in _ANSWERS}))
 
 
 def wanted(model: Model) -> tuple[set[int], set[int]]:
@@ -283,6 +283,23 @@ def _check_signature(ours: Version, other: Version, *, answers_too: bool) -> Non
             _incompatible(ours, other, f"no output '{tensor.name}'")
         elif not _resembles(found, tensor):
             _incompatible(ours, other, f"output {_shown(found)}, not {_shown(tensor)}")
+
+
+def misfit(model: Model, traffic: ModelTraffic) -> str:
+    """Say why a champion cannot serve the clients of the present one; empty if it can.
+
+    It is no reason to refuse it: somebody may want just that.
+    """
+    now, then = model.traffic.champion, traffic.champion
+    if now is None or then is None or then.version not in model.versions:
+        return ""
+    ours, other = model.versions[now.version], model.versions[then.version]
+    try:
+        _check_signature(ours, other, answers_too=True)
+    except ChangeRefused as refusal:
+        what = refusal.message.partition(";")[0]
+        return f"{what}; requests as they are now will be refused, or answers differ"
+    return ""
 
 
 def _incompatible(ours: Version, other: Version, what: str) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -29,7 +29,7 @@ from gateway.registry.model_config import (
     ModelSettings,
     derive_settings,
 )
-from gateway.traffic.table import MODEL_TRAFFIC, ModelTraffic
+from gateway.traffic.table import LATEST, MODEL_TRAFFIC, ModelTraffic
 
 DEFAULT_FILE = "model.onnx"
 TRAFFIC = "traffic.json"
@@ -166,7 +166,7 @@ class Repository:
             raise LoadFailed(f"{name}: cannot be read: {error.strerror}") from error
         versions, absent = _chosen(name, found, config or ModelConfig())
         notes = (*unknown, *ignored, *skipped, *absent)
-        notes += _left_out(self._root / name, folder, found)
+        notes += _left_out(self._root / name, folder)
         if not versions:
             way_out = () if found else (f"put the first at {name}/1/{DEFAULT_FILE}",)
             raise UnknownModel(
@@ -187,19 +187,20 @@ class Repository:
         )
 
 
-def _left_out(
-    own: Path, folder: Path, found: Sequence[VersionSource]
-) -> tuple[str, ...]:
-    """Say of a registered model which versions of its own folder are not looked at."""
-    if own == folder or not own.is_dir():
+def _left_out(own: Path, folder: Path) -> tuple[str, ...]:
+    """Say of a registered model which newer versions its own folder has."""
+    try:
+        table = MODEL_TRAFFIC.validate_json((folder / TRAFFIC).read_bytes())
+        there = [int(entry.name) for entry in own.iterdir() if entry.name.isdigit()]
+    except (OSError, ValueError):  # it has no folder of its own, or no registry
         return ()
-    there = {entry.name for entry in own.iterdir() if entry.name.isdigit()}
-    others = sorted(there - {str(source.version) for source in found}, key=int)
-    if not others:
+    others = sorted(v for v in there if v > table.aliases.get(LATEST, 0))
+    if own == folder or not others:
         return ()
     return (
-        f"versions {', '.join(others)} of its folder in the model repository are not "
-        "looked at: the registry has this model; `baton models import` takes them in",
+        f"versions {', '.join(map(str, others))} of its folder in the model repository "
+        "are not looked at: the registry has this model; `baton models import` takes "
+        "them in",
     )
 
 

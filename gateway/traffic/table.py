@@ -25,6 +25,8 @@ MAX_VALUE = 256
 """Characters of a unit or segment that are looked at; the rest of it is ignored."""
 RULE = "rule"
 """Stands for the policy of a decision that a rule of the table made."""
+SEPARATOR = "\x1f"
+"""Between the values of a combination of segments: ASCII's unit separator."""
 LATEST = "latest"
 """The alias that follows the newest version by itself."""
 METRICS = ("error_rate", "latency_p99_ms")
@@ -273,7 +275,7 @@ class Weights:
 
 def segment_key(values: Sequence[str]) -> str:
     """Return the key of `Weights.segments` for the values of all segments, in order."""
-    return "\x1f".join(values)  # ASCII's unit separator
+    return SEPARATOR.join(values)
 
 
 MODEL_TRAFFIC = TypeAdapter(ModelTraffic)

@@ -18,7 +18,7 @@ from gateway.errors import (
     RevisionConflict,
     UnknownModel,
 )
-from gateway.registry.decisions import wanted
+from gateway.registry.decisions import misfit, wanted
 from gateway.registry.differences import differences
 from gateway.registry.records import Change, Signature, Tensor
 from gateway.registry.registry import Registry
@@ -375,6 +375,35 @@ def test_approval_cannot_be_required_over_unapproved_arms(three: Registry) -> No
     assert three.require_approval("m", True, by()).change == ("require approval: yes",)
     assert three.model("m").require_approval
     assert wanted(three.model("m")) == ({3}, set())
+
+
+def test_who_answered_is_what_a_rollback_is_about(three: Registry) -> None:
+    """A shadow that was added since is no decision of that kind."""
+    three.set_traffic("m", ModelTraffic(arms=only(1)), by())
+    canary = split(0.5, 0.5)
+    three.set_traffic("m", canary, by())
+    three.set_traffic("m", replace(canary, shadows=(Shadow(3),)), by())
+    limits = (Guardrail("error_rate", 0.1),)
+    three.set_traffic(
+        "m", replace(canary, shadows=(Shadow(3, 0.5),), guardrails=limits), by()
+    )
+    three.rollback("m", by())
+    assert three.traffic("m").arms == only(1)
+    three.rollback("m", by())
+    assert three.traffic("m").arms == only(3)
+
+
+def test_a_champion_that_clients_cannot_ask_alike_is_said_so(three: Registry) -> None:
+    """And is not refused: somebody may want just that."""
+    other = replace(candidate("d"), signature=Signature((OUTPUT,), (OUTPUT,)))
+    three.import_versions("m", [other], by())
+    model = three.model("m")
+    told = misfit(model, ModelTraffic(arms=only(4)))
+    assert "version 4 cannot stand in for champion 3" in told
+    assert "requests as they are now will be refused" in told
+    assert misfit(model, ModelTraffic(arms=only(1))) == ""
+    assert misfit(model, ModelTraffic()) == ""
+    assert three.set_alias("m", "champion", 4, by()).applied
 
 
 def test_a_freeze_stays_over_a_rollback(three: Registry) -> None:

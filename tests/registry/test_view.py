@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from gateway.errors import LoadFailed, UnknownModel
+from gateway.errors import ChangeRefused, LoadFailed, UnknownModel
 from gateway.protocol.model_config_pb2 import ModelConfig
 from gateway.registry import decisions
 from gateway.registry import view as view_module
@@ -77,6 +77,25 @@ def test_the_loader_reads_the_wanted_versions(shown: Shown) -> None:
     assert config.parameters["shadow_versions"].string_value == "1,3"
     assert config.parameters["answering_versions"].string_value == "2,3"
     assert Repository(shown.root).names() == shown.view.names() == ("m",)
+
+
+def test_newer_versions_beside_the_registry_are_said_to_be_left_out(
+    shown: Shown, tmp_path: Path
+) -> None:
+    shown.view.materialise(shown.model)
+    own = tmp_path / "models"
+    repository = Repository(own, registered=shown.root)
+    (own / "m" / "1").mkdir(parents=True)  # imported, and not loaded
+    assert repository.read("m").notes == ()
+    assert repository.is_registered("m")
+    for version in ("7", "4"):
+        (own / "m" / version).mkdir()
+    (note,) = repository.read("m").notes
+    assert "versions 4, 7 of its folder" in note
+    with pytest.raises(ChangeRefused, match="baton traffic"):
+        repository.check_free("m")
+    repository.check_free("other")
+    repository.check_free("..")
 
 
 def test_the_champions_configuration_counts(shown: Shown) -> None:

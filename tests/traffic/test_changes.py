@@ -193,6 +193,18 @@ def test_the_data_port_decides_nothing_of_a_registered_model(served: Served) -> 
     assert served.drawn(20) == {2: 20}
 
 
+def test_a_champion_of_another_signature_is_noted(served: Served) -> None:
+    name = "misfit"
+    served.take_in("one", says(1), model=name)
+    served.take_in("other", slow_identity(1), model=name)
+    dry = served.change(model=name, dry_run=True)
+    told = served.admin.set_alias(dry, "champion", 2)
+    assert any("cannot stand in for champion 1" in note for note in told.notes)
+    done = served.admin.set_alias(served.change(model=name), "champion", 2)
+    assert done.applied
+    assert any("cannot stand in for champion 1" in note for note in done.notes)
+
+
 def test_of_two_changes_at_one_moment_one_is_made(served: Served) -> None:
     for turn in range(10):
         revision = served.set({1: 1.0 - turn / 100, 2: turn / 100}).revision

@@ -168,6 +168,10 @@ def test_a_rollback_brings_back_what_was_learnt_of_contexts(
     assert before is not None
     assert before.segments["se"][1] > 0.9
     assert before.segments["no"][1] < 0.1
+    assert learner.describe()["segments"] == [
+        {"values": ["no"], "weights": list(before.segments["no"])},
+        {"values": ["se"], "weights": list(before.segments["se"])},
+    ]
     segments = TABLE.segments if keep_segments else ()
     policy = Policy(PolicyKind.THOMPSON)
     alone = (Arm(2, Role.CHAMPION, 1.0),)
