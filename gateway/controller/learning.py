@@ -81,6 +81,7 @@ class State:
         learnt: From rewards.
         weights: In force; ``None`` for the shares of the table.
         versions: Of the arms that `weights` are for.
+        shares: Of these arms in the table.
         kind: Of the policy that made them.
         decision: Revision in which that was decided.
         segments: Whose values contexts are made of.
@@ -92,6 +93,7 @@ class State:
     versions: tuple[int, ...] = ()
     kind: PolicyKind = PolicyKind.FIXED
     decision: int = 0
+    shares: tuple[float, ...] = ()
     segments: tuple[Source, ...] = ()
     earlier: dict[int, Former] = field(default_factory=dict)
 
@@ -148,23 +150,26 @@ class Learner:
     def adopt(self, traffic: ModelTraffic, decision: int = 0) -> None:
         """Take a new table: arms that stay keep what was learnt of them.
 
-        Weights go on from where they are if the arms are the same and still learn, but
-        for the new limits: those hold at once, not with the next refresh. A rollback
-        brings back what was known, and the weights, when its decision was given up.
+        Weights go on from where they are if the arms and their shares are the same and
+        still learn, but for the new limits: those hold at once, not with the next
+        refresh. Other shares are where weights begin anew. A rollback brings back what
+        was known, and the weights, when its decision was given up.
 
         Args:
             traffic: The table.
             decision: Revision in which it was decided; a rollback's is an earlier one.
         """
         versions = tuple(arm.version for arm in traffic.arms)
+        shares = tuple(arm.share for arm in traffic.arms)
         kind = traffic.policy.kind
         state, back = self.state, None
         learnt = state.learnt
-        if (state.versions, state.kind, state.segments) != (
+        begins_anew = (state.versions, state.shares, state.kind) != (
             versions,
+            shares,
             kind,
-            traffic.segments,
-        ):
+        )
+        if begins_anew or state.segments != traffic.segments:
             back = state.earlier.pop(decision, None)
             if state.versions:
                 state.earlier[state.decision] = Former(
@@ -176,13 +181,14 @@ class Learner:
                 weights = back.weights
                 fits = weights is not None and len(weights.weights) == len(versions)
                 state.weights = weights if fits else None
-            elif (state.versions, state.kind) != (versions, kind):
+            elif begins_anew:
                 state.weights = None
             elif state.weights is not None:
                 state.weights = replace(state.weights, segments={})
             if state.segments != traffic.segments:  # the same values mean other things
                 learnt.contexts.clear()
-        state.versions, state.kind, state.decision = versions, kind, decision
+        state.versions, state.shares, state.kind = versions, shares, kind
+        state.decision = decision
         state.segments = traffic.segments
         learnt.keep(versions, back)
         if traffic.policy.learns and versions:

@@ -17,7 +17,7 @@ from gateway.controller.traffic import Disk, TrafficControl
 from gateway.documents import first_fault
 from gateway.errors import InvalidRequest
 from gateway.protocol import admin_pb2 as pb
-from gateway.registry.decisions import misfit
+from gateway.registry.decisions import CHAMPION, misfit
 from gateway.registry.importing import Import
 from gateway.registry.records import (
     VERSION,
@@ -172,6 +172,8 @@ class AdminService:
 
         def needs(model: str) -> ModelTraffic:
             now = registry.traffic(model)
+            if alias == CHAMPION:
+                return replace(now, arms=(Arm(version, Role.CHAMPION, 1),))
             return replace(now, arms=(*now.arms, Arm(version, Role.CHALLENGER, 0)))
 
         return await self._change(

@@ -199,6 +199,25 @@ def test_the_same_arms_decided_on_anew_begin_anew() -> None:
     assert [arm["rewards"] for arm in learner.describe()["arms"]] == [0, 0]
 
 
+def test_other_shares_are_where_weights_begin_anew() -> None:
+    """What was learnt stays, and moves them from there; limits alone move nothing."""
+    learner = Learner(_decide(1, 2), None, 5)
+    learner.reward([reward(version=2, segments=())] * 50)
+    learner.reward([reward(version=1, reward=0.0, segments=())] * 50)
+    learner.refresh(0.0)
+    before = _shares(learner)
+    assert before[1] > 0.9
+    policy = Policy(PolicyKind.THOMPSON, floor=0.05, max_step=0.1)
+    learner.adopt(dataclasses.replace(_decide(1, 2), policy=policy), 6)
+    assert _shares(learner) == before
+    arms = (Arm(1, Role.CHAMPION, 0.7), Arm(2, Role.CHALLENGER, 0.3))
+    learner.adopt(ModelTraffic(arms=arms, policy=policy), 7)
+    assert _shares(learner) == [0.7, 0.3]
+    assert learner.describe()["arms"][1]["rewards"] == 50
+    learner.refresh(10.0)
+    assert _shares(learner) == pytest.approx([0.6, 0.4])
+
+
 def test_of_earlier_decisions_only_the_last_are_known() -> None:
     learner = Learner(_decide(1, 2), None, 1)
     for decision in range(2, 100):
