@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import uuid
 from types import TracebackType
@@ -172,6 +173,41 @@ class AdminClient:
         if model and not answer.entries_json:
             self.show(model)  # raises where there is no such model
         return [json.loads(entry) for entry in answer.entries_json]
+
+    def done(self, change: pb.Change, action: str) -> pb.ChangeResponse | None:
+        """Return what the change of this id did, where it was made already.
+
+        For changes whose arguments are worked out of what is in force, and would be
+        others by now.
+
+        Args:
+            change: With the id.
+            action: What the change is called in the audit log, such as ``set_traffic``.
+
+        Returns:
+            ``None`` where there is none yet, and where it was another action, or for
+            another reason or by somebody else: asked for, such a change is refused.
+        """
+        said = action, change.actor, change.reason.strip()
+        request = pb.AuditRequest(operation_id=change.operation_id, model=change.model)
+        for text in self._call("Audit", request, pb.AuditResponse).entries_json:
+            entry = json.loads(text)
+            if said != (entry["action"], entry["actor"], entry["reason"]):
+                continue
+            return pb.ChangeResponse(
+                model=entry["model"],
+                revision=entry["to_revision"],
+                diff=entry["evidence"]["change"],
+                applied=entry["to_revision"] > entry["from_revision"],
+                versions=entry["evidence"]["versions"],
+                audit_seq=entry["seq"],
+                audit_hash=hashlib.sha256(text.encode()).hexdigest(),
+                notes=[
+                    f"operation {change.operation_id} was done already: this is what "
+                    "it did, and nothing was asked for again"
+                ],
+            )
+        return None
 
     def _shown(self, rpc: str, request: Message) -> list[dict[str, Any]]:
         found: list[dict[str, Any]]

@@ -96,9 +96,10 @@ def report(answer: pb.ChangeResponse, as_json: bool) -> None:
         if answer.refusal:
             typer.echo(f"baton: would be refused: {escape(answer.refusal)}", err=True)
         elif answer.applied:
+            where = f", in force in {answer.fronts} fronts" if answer.fronts else ""
             typer.echo(
-                f"{name}: revision {answer.revision}, in force in {answer.fronts} "
-                f"fronts (audit entry {answer.audit_seq}, {answer.audit_hash[:12]})"
+                f"{name}: revision {answer.revision}{where} "
+                f"(audit entry {answer.audit_seq}, {answer.audit_hash[:12]})"
             )
         elif answer.diff:
             typer.echo(f"{name}: nothing was changed (dry run)")

@@ -119,7 +119,12 @@ def split_traffic(
             operation_id=operation_id,
             dry_run=dry_run,
         )
-        table = _present(client, change, named=bool(operation_id))
+        table = _present(client, change)
+        if operation_id and not dry_run:
+            done = client.done(change, "set_traffic")
+            if done is not None:
+                report(done, as_json)
+                return
         first = champion or _champion(table, wanted)
         table["arms"] = [
             {
@@ -171,7 +176,12 @@ def shadow_traffic(
             operation_id=operation_id,
             dry_run=dry_run,
         )
-        table = _present(client, change, named=bool(operation_id))
+        table = _present(client, change)
+        if operation_id and not dry_run:
+            done = client.done(change, "set_traffic")
+            if done is not None:
+                report(done, as_json)
+                return
         table["shadows"] = [s for s in table["shadows"] if s["version"] != version]
         if not remove:
             shadow = {"version": version, "sample": sample, "max_queue": max_queue}
@@ -229,23 +239,17 @@ def rollback_traffic(
         report(client.rollback(change, to), as_json)
 
 
-def _present(client: AdminClient, change: pb.Change, *, named: bool) -> dict[str, Any]:
+def _present(client: AdminClient, change: pb.Change) -> dict[str, Any]:
     """Return a model's table, and have a change hold only while it is in force.
 
     Args:
         client: Of the admin plane.
         change: Of the model; keeps an expected revision that it has.
-        named: The caller chose its operation id, and may have asked before.
     """
     shown = client.show(change.model)[0]
+    if not change.HasField("expected_revision"):
+        change.expected_revision = shown["revision"]
     table: dict[str, Any] = shown["traffic"]
-    if change.HasField("expected_revision"):
-        return table
-    change.expected_revision = shown["revision"]
-    # Asked for again, it must be the change that it was, although that is made now.
-    for entry in client.audit(change.model, limit=1000) if named else ():
-        if entry["evidence"]["operation"] == change.operation_id:
-            change.expected_revision = entry["from_revision"]
     return table
 
 

@@ -17,6 +17,7 @@ from gateway.controller.traffic import Disk, TrafficControl
 from gateway.documents import first_fault
 from gateway.errors import InvalidRequest
 from gateway.protocol import admin_pb2 as pb
+from gateway.registry.audit import Entry
 from gateway.registry.decisions import CHAMPION, misfit
 from gateway.registry.importing import Import
 from gateway.registry.records import (
@@ -291,13 +292,19 @@ class AdminService:
         return pb.ShowResponse(json=json.dumps(found))
 
     async def _audit(self, request: pb.AuditRequest, _peer: str) -> pb.AuditResponse:
-        entries = await self._disk(
-            lambda: self._registry.history(
+        def work() -> Sequence[Entry]:
+            if request.operation_id:
+                found = self._registry.operation(request.operation_id)
+                if found is None or request.model not in ("", found.model):
+                    return ()
+                return (found,)
+            return self._registry.history(
                 request.model or None,
                 before=request.before or None,
                 limit=min(request.limit or 100, MAX_PAGE),
             )
-        )
+
+        entries = await self._disk(work)
         bodies = [entry.body.decode() for entry in entries]
         return pb.AuditResponse(entries_json=bodies)
 

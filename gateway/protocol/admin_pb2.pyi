@@ -166,14 +166,16 @@ class EstimateRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., shares_json: _Optional[str] = ...) -> None: ...
 
 class AuditRequest(_message.Message):
-    __slots__ = ("before", "limit", "model")
+    __slots__ = ("before", "limit", "model", "operation_id")
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     before: int
     limit: int
     model: str
-    def __init__(self, before: _Optional[int] = ..., limit: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+    operation_id: str
+    def __init__(self, before: _Optional[int] = ..., limit: _Optional[int] = ..., model: _Optional[str] = ..., operation_id: _Optional[str] = ...) -> None: ...
 
 class AuditResponse(_message.Message):
     __slots__ = ("entries_json",)

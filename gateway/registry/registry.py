@@ -135,6 +135,11 @@ class Registry:
         with self._database.read() as connection:
             return tuple(parse(body) for (body,) in connection.execute(query, asked))
 
+    def operation(self, operation_id: str) -> Entry | None:
+        """Return the entry of the change that had this id; ``None`` for none."""
+        with self._database.read() as connection:
+            return rows.operation(connection, operation_id)
+
     def verify(self, expect: str | None = None) -> Verdict:
         """Check the audit log, and the state against it; see `audit.verify`."""
         return verify_database(self._database, expect)

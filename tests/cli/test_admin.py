@@ -127,10 +127,34 @@ def test_a_change_of_the_present_table_is_the_same_when_repeated(
     """It says for which revision it holds, and means the one it first held for."""
     command = (*mutations(served)[name], "--operation-id", f"bare-{name}")
     made, again = changed(admin(*command)), changed(admin(*command))
-    assert again["audit"] == made["audit"]
-    later = served.set({1: 1.0})
-    assert changed(admin(*command))["audit"] == made["audit"]
+    assert "was done already" in again["notes"][0]
+    # What they would make of the table now is another one.
+    later = served.set({1: 0.5, 2: 0.5}, shadows=[{"version": 3, "sample": 0.5}])
+    at = ("--if-revision", str(later.revision))
+    told = [changed(admin(*command)), changed(admin(*command, *at))]
+    silent = {"notes": [], "fronts": 0}
+    for answer in (again, *told):
+        assert {**answer, **silent} == {**made, **silent}
     assert served.shown()["table"]["revision"] == later.revision
+    assert "in force" not in admin(*command[:-3], *command[-2:]).stdout
+    entries = served.admin.audit(MODEL, limit=2)
+    assert [one["to_revision"] for one in entries] == (
+        [later.revision, made["revision"]]
+    )
+
+
+@pytest.mark.parametrize("other", [("--reason", "another"), ()])
+def test_an_operation_that_was_another_change_is_refused(
+    admin: Any, served: Served, other: tuple[str, ...]
+) -> None:
+    identity = ("--operation-id", f"other-{len(other)}")
+    first = words("traffic", "split", MODEL, "2=40%", "1=60%")
+    if not other:
+        first = words("traffic", "freeze", MODEL)
+    assert changed(admin(*first, *identity))["applied"]
+    again = words("traffic", "split", MODEL, "2=40%", "1=60%")
+    error = refused(admin(*again, *other, *identity), Code.INVALID_ARGUMENT)
+    assert "with other arguments" in error
 
 
 @contextmanager
