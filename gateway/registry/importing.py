@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -27,7 +27,9 @@ from gateway.registry.records import (
     Metadata,
     Signature,
     Tensor,
+    Version,
     metadata_from,
+    with_fields,
 )
 from gateway.registry.remote import download, without_credentials
 from gateway.registry.repository import DEFAULT_FILE, find_versions, read_config
@@ -79,9 +81,51 @@ def take_in(source: str, store: ArtefactStore, *, max_bytes: int) -> tuple[Impor
         return (Import(fetched.model, (replace(made, metadata=fetched.metadata),)),)
 
 
+def kept(
+    there: Mapping[int, Version],
+    candidates: Iterable[Candidate],
+    fields: Mapping[str, object],
+) -> Iterator[str]:
+    """Yield notes on what a source says of versions otherwise than they keep it.
+
+    Args:
+        there: The model's versions before the import.
+        candidates: What was imported.
+        fields: Of the metadata, that the import replaced.
+    """
+    for one in candidates:
+        old = there.get(one.version or 0)
+        if old is None or old.digest != one.digest:
+            continue
+        said, known = (
+            _said(with_fields(data, fields)) for data in (one.metadata, old.metadata)
+        )
+        names = [name for name, value in said.items() if value not in ("", known[name])]
+        if old.config != one.config:
+            names.append("config.pbtxt")
+        if names:
+            yield (
+                f"version {old.version} was there already, and keeps what was known of "
+                f"it: the source has other {', '.join(names)} (`baton models describe` "
+                "replaces metadata; another configuration is a new version)"
+            )
+
+
+def _said(metadata: Metadata) -> dict[str, object]:
+    """Return what there is to say, by the name of its field; empty for nothing.
+
+    Not where it was read from: a copy may lie anywhere.
+    """
+    value = asdict(metadata)
+    lineage = value.pop("lineage")
+    del lineage["source"]
+    parts = {f"lineage.{name}": part for name, part in lineage.items()}
+    return {name: part or "" for name, part in (value | parts).items()}
+
+
 def _take_in_path(path: Path, store: ArtefactStore, source: str) -> tuple[Import, ...]:
-    name = path.stem if path.is_file() else path.name
     try:
+        name = path.stem if path.is_file() else path.name
         if path.is_file():
             return (Import(name, (_take_in_file(path, store, source, name),)),)
         if not path.is_dir():

@@ -10,6 +10,7 @@ Source: MLflow, "Model Registry Workflows": ``models:/NAME/VERSION`` and
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from workers.verify import shown
 
 MLFLOW = "models:/"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[0-9]+))")
+_WHERE = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _MAX_TEXT = 4096
 _MAX_PARAMETERS = 1000
 
@@ -67,8 +69,8 @@ def fetch(uri: str, folder: Path) -> Fetched:
             f"{uri}: MLflow is not installed: install the extra `mlflow`, which in a "
             "checkout is `pip install '.[mlflow]'`"
         ) from error
-    client = MlflowClient()
     try:
+        client = MlflowClient()
         if parts["alias"]:
             found = client.get_model_version_by_alias(parts["name"], parts["alias"])
         else:
@@ -76,9 +78,13 @@ def fetch(uri: str, folder: Path) -> Fetched:
         source = client.get_model_version_download_uri(found.name, found.version)
         path = download_artifacts(artifact_uri=source, dst_path=str(folder))
         run = client.get_run(found.run_id).data if found.run_id else None
-    except (MlflowException, OSError) as error:
+    except (MlflowException, ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise LoadFailed(f"{uri}: MLflow says: {reason}") from error
+        named = any(os.environ.get(name) for name in _WHERE)
+        hint = (
+            "" if named else f"; {' or '.join(_WHERE)} of the gateway says where it is"
+        )
+        raise LoadFailed(f"{uri}: MLflow says: {reason}{hint}") from error
     tags = run.tags if run else {}
     parameters = dict(sorted(run.params.items())[:_MAX_PARAMETERS]) if run else {}
     metrics = run.metrics if run else {}

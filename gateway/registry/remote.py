@@ -23,8 +23,9 @@ def download(url: str, folder: Path, *, max_bytes: int) -> Path:
         The copied file or folder, under its own name.
 
     Raises:
-        InvalidRequest: fsspec, or what it needs for the URL, is not installed; there
-            is nothing at the URL; or it is more than `max_bytes` or `MAX_FILES`.
+        InvalidRequest: It is no URL, or there is nothing at it; fsspec, or what it
+            needs for the URL, is not installed; or it is more than `max_bytes` or
+            `MAX_FILES`.
         LoadFailed: It cannot be read.
     """
     shown = without_credentials(url)
@@ -59,8 +60,15 @@ def download(url: str, folder: Path, *, max_bytes: int) -> Path:
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL without user, password, query and fragment: it goes on record."""
-    parts = urlsplit(url)
+    """Return a URL without user, password, query and fragment: it goes on record.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidRequest(f"the source is no URL: {error}") from None
     place = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, place, parts.path, "", ""))
 

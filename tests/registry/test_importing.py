@@ -267,6 +267,28 @@ def test_an_mlflow_uri_that_is_wrong_is_refused(store: ArtefactStore, uri: str) 
         taken(uri, store)
 
 
+@pytest.mark.parametrize("source", ["https://[", "s3://[/a"])
+def test_what_is_no_url_is_refused(store: ArtefactStore, source: str) -> None:
+    with pytest.raises(InvalidRequest, match="the source is no URL"):
+        taken(source, store)
+
+
+def test_a_name_that_no_file_can_have_is_refused(store: ArtefactStore) -> None:
+    with pytest.raises(LoadFailed, match="cannot be read: File name too long"):
+        taken("/" + "x" * 300, store)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_an_mlflow_registry_it_is_said_what_names_one(
+    tmp_path: Path, store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where MLflow looks for a file of its own
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    with pytest.raises(LoadFailed, match=r"MLflow says: .*; MLFLOW_TRACKING_URI or"):
+        taken("models:/a@b", store)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_version_of_an_mlflow_registry_is_fetched_with_its_run(
     tmp_path: Path,
