@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import json
 import uuid
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -76,6 +77,7 @@ class AdminClient:
         expected_revision: int | None = None,
         operation_id: str = "",
         dry_run: bool = False,
+        evidence: Mapping[str, Any] | None = None,
     ) -> pb.Change:
         """Return what every change says about itself; its actor is this user."""
         change = pb.Change(
@@ -84,18 +86,38 @@ class AdminClient:
             actor=getpass.getuser(),
             operation_id=operation_id or uuid.uuid4().hex,
             dry_run=dry_run,
+            evidence_json=json.dumps(evidence) if evidence else "",
         )
         if expected_revision is not None:
             change.expected_revision = expected_revision
         return change
 
     def import_(
-        self, change: pb.Change, source: str, metadata: dict[str, Any]
+        self,
+        change: pb.Change,
+        source: str,
+        metadata: dict[str, Any],
+        *,
+        require_approval: bool = False,
     ) -> pb.ChangeResponse:
         """Take versions in."""
-        text = json.dumps(metadata)
-        request = pb.ImportRequest(change=change, source=source, metadata_json=text)
+        request = pb.ImportRequest(
+            change=change,
+            source=source,
+            metadata_json=json.dumps(metadata),
+            require_approval=require_approval,
+        )
         return self._call("Import", request, pb.ChangeResponse)
+
+    def set_metadata(
+        self, change: pb.Change, version: int, fields: dict[str, Any]
+    ) -> pb.ChangeResponse:
+        """Replace fields of a version's metadata; those not named stay."""
+        text = json.dumps(fields)
+        request = pb.SetMetadataRequest(
+            change=change, version=version, metadata_json=text
+        )
+        return self._call("SetMetadata", request, pb.ChangeResponse)
 
     def show(self, model: str = "") -> list[dict[str, Any]]:
         """Return what the registry knows of a model, or of all."""

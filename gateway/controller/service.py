@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -14,17 +14,19 @@ from pydantic import ValidationError
 from gateway.controller.learning import Reward
 from gateway.controller.seam import Handlers
 from gateway.controller.traffic import Disk, TrafficControl
-from gateway.documents import first_fault
-from gateway.errors import InvalidRequest
+from gateway.documents import first_fault, read_object
+from gateway.errors import InvalidRequest, UnknownModel
 from gateway.protocol import admin_pb2 as pb
 from gateway.registry.audit import Entry
 from gateway.registry.decisions import CHAMPION, misfit
-from gateway.registry.importing import Import
+from gateway.registry.importing import Import, kept
 from gateway.registry.records import (
     VERSION,
     Change,
     Changed,
+    Metadata,
     Model,
+    Version,
     traffic_body,
     with_fields,
 )
@@ -34,6 +36,10 @@ from gateway.traffic.table import MODEL_TRAFFIC, Arm, ModelTraffic, Role
 
 SERVICE = "/baton.v1.Admin/"
 MAX_PAGE = 1000
+MAX_REWARDS = 10_000
+"""In a call: noting them takes tens of milliseconds, in which nothing else runs."""
+MAX_SOURCE = 4096
+"""Characters of what an import names: it goes on record as lineage."""
 
 
 class AdminService:
@@ -66,6 +72,9 @@ class AdminService:
             unary={
                 SERVICE + "Import": unary(pb.ImportRequest, self._import),
                 SERVICE + "Show": unary(pb.ShowRequest, self._show),
+                SERVICE + "SetMetadata": unary(
+                    pb.SetMetadataRequest, self._set_metadata
+                ),
                 SERVICE + "SetAlias": unary(pb.SetAliasRequest, self._set_alias),
                 SERVICE + "Approve": unary(pb.ApproveRequest, self._approve),
                 SERVICE + "RequireApproval": unary(
@@ -139,10 +148,13 @@ class AdminService:
         return _response(done, fronts, *notes)
 
     async def _import(self, request: pb.ImportRequest, peer: str) -> pb.ChangeResponse:
-        metadata = _document(request.metadata_json or "{}", "metadata")
+        fields = read_object(request.metadata_json or "{}", "metadata")
+        with_fields(Metadata(), fields)  # what is wrong is said before a download
         source = request.source
         if not source:
             raise InvalidRequest("source: name a folder, a file or a URL")
+        if len(source) > MAX_SOURCE:
+            raise InvalidRequest(f"source: has more than {MAX_SOURCE} characters")
         found = await self._take_in(source)
         model = request.change.model
         if len(found) == 1:
@@ -150,16 +162,36 @@ class AdminService:
             request.change.model = model or chosen.model
         else:
             chosen = _the_one(found, model)
-        candidates = [
-            replace(one, metadata=with_fields(one.metadata, metadata))
-            for one in chosen.candidates
-        ]
-        return await self._change(
+        before = await self._disk(lambda: self._known(request.change.model))
+        answer = await self._change(
             request.change,
             peer,
             lambda model, change: self._registry.import_versions(
-                model, candidates, change
+                model,
+                chosen.candidates,
+                change,
+                fields=fields,
+                require_approval=request.require_approval,
             ),
+        )
+        answer.notes.extend(kept(before, chosen.candidates, fields))
+        return answer
+
+    def _known(self, model: str) -> Mapping[int, Version]:
+        """Return the versions of a model, none of one that is not there. Blocks."""
+        try:
+            return self._registry.model(model).versions
+        except UnknownModel:
+            return {}
+
+    async def _set_metadata(
+        self, request: pb.SetMetadataRequest, peer: str
+    ) -> pb.ChangeResponse:
+        fields = read_object(request.metadata_json, "metadata")
+        return await self._change(
+            request.change,
+            peer,
+            lambda m, c: self._registry.set_metadata(m, request.version, fields, c),
         )
 
     async def _set_alias(
@@ -205,9 +237,9 @@ class AdminService:
     async def _set_traffic(
         self, request: pb.SetTrafficRequest, peer: str
     ) -> pb.ChangeResponse:
-        document = _document(request.traffic_json, "traffic")
-        try:
-            traffic = MODEL_TRAFFIC.validate_python(document)
+        read_object(request.traffic_json, "traffic")
+        try:  # strictly: neither "2" nor true is a version
+            traffic = MODEL_TRAFFIC.validate_json(request.traffic_json, strict=True)
         except ValidationError as error:
             fault = first_fault(error, ModelTraffic)
             raise InvalidRequest(f"traffic: {fault}") from None
@@ -257,6 +289,11 @@ class AdminService:
         return pb.ShowResponse(json=json.dumps(shown))
 
     async def _reward(self, request: pb.RewardRequest, _peer: str) -> pb.RewardResponse:
+        if len(request.items) > MAX_REWARDS:
+            raise InvalidRequest(
+                f"items: {len(request.items)} in a call, and at most {MAX_REWARDS} are "
+                "taken; send the rest in calls of their own"
+            )
         items = [
             Reward(
                 item.version,
@@ -283,10 +320,10 @@ class AdminService:
     async def _estimate(
         self, request: pb.EstimateRequest, _peer: str
     ) -> pb.ShowResponse:
-        shares = _document(request.shares_json, "shares")
+        shares = read_object(request.shares_json, "shares")
         try:
             wanted = {int(version): float(share) for version, share in shares.items()}
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             raise InvalidRequest('shares: as in {"1": 0.2, "2": 0.8}') from None
         found = self._traffic.estimate(request.model, wanted)
         return pb.ShowResponse(json=json.dumps(found))
@@ -328,6 +365,7 @@ def _change_of(asked: pb.Change, peer: str) -> Change:
         reason=asked.reason.strip(),
         expected_revision=expected,
         operation_id=asked.operation_id,
+        evidence=read_object(asked.evidence_json or "{}", "change.evidence"),
         dry_run=asked.dry_run,
         peer=peer,
     )
@@ -346,16 +384,6 @@ def _response(done: Changed, fronts: int = 0, *notes: str) -> pb.ChangeResponse:
         versions=done.versions,
         notes=notes,
     )
-
-
-def _document(text: str, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"{what}: is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{what}: must be a JSON object")
-    return value
 
 
 def _model_body(model: Model) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgateway/protocol/admin.proto\x12\x08\x62\x61ton.v1\"\x93\x01\n\x06\x43hange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x1e\n\x11\x65xpected_revision\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x42\x14\n\x12_expected_revision\"\xb9\x01\n\x0e\x43hangeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0c\n\x04\x64iff\x18\x02 \x03(\t\x12\x0f\n\x07\x61pplied\x18\x03 \x01(\x08\x12\x0f\n\x07refusal\x18\x08 \x01(\t\x12\x0e\n\x06\x66ronts\x18\x04 \x01(\r\x12\x10\n\x08versions\x18\t \x03(\x03\x12\x11\n\taudit_seq\x18\x05 \x01(\x03\x12\x12\n\naudit_hash\x18\x06 \x01(\t\x12\r\n\x05notes\x18\x07 \x03(\t\x12\r\n\x05model\x18\n \x01(\t\"X\n\rImportRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x15\n\rmetadata_json\x18\x03 \x01(\t\"\x1c\n\x0bShowRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x1c\n\x0cShowResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"S\n\x0fSetAliasRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\"C\n\x0e\x41pproveRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x0f\n\x07version\x18\x02 \x01(\x03\"L\n\x16RequireApprovalRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x10\n\x08required\x18\x02 \x01(\x08\"K\n\x11SetTrafficRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x14\n\x0ctraffic_json\x18\x02 \x01(\t\"A\n\rFreezeRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x0e\n\x06\x66rozen\x18\x02 \x01(\x08\"H\n\x0fRollbackRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x13\n\x0bto_revision\x18\x02 \x01(\x03\"\xb8\x01\n\rRewardRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x1c.baton.v1.RewardRequest.Item\x1ak\n\x04Item\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x12\n\npropensity\x18\x03 \x01(\x01\x12\x0c\n\x04time\x18\x04 \x01(\x01\x12\x10\n\x08segments\x18\x05 \x03(\t\x12\x0e\n\x06policy\x18\x06 \x01(\t\"0\n\x0eRewardResponse\x12\r\n\x05taken\x18\x01 \x01(\r\x12\x0f\n\x07ignored\x18\x02 \x01(\r\"0\n\x10\x44\x65\x63isionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"5\n\x0f\x45stimateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bshares_json\x18\x02 \x01(\t\"R\n\x0c\x41uditRequest\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0coperation_id\x18\x04 \x01(\t\"%\n\rAuditResponse\x12\x14\n\x0c\x65ntries_json\x18\x01 \x03(\t2\xc2\x06\n\x05\x41\x64min\x12;\n\x06Import\x12\x17.baton.v1.ImportRequest\x1a\x18.baton.v1.ChangeResponse\x12\x35\n\x04Show\x12\x15.baton.v1.ShowRequest\x1a\x16.baton.v1.ShowResponse\x12?\n\x08SetAlias\x12\x19.baton.v1.SetAliasRequest\x1a\x18.baton.v1.ChangeResponse\x12=\n\x07\x41pprove\x12\x18.baton.v1.ApproveRequest\x1a\x18.baton.v1.ChangeResponse\x12M\n\x0fRequireApproval\x12 .baton.v1.RequireApprovalRequest\x1a\x18.baton.v1.ChangeResponse\x12\x43\n\nSetTraffic\x12\x1b.baton.v1.SetTrafficRequest\x1a\x18.baton.v1.ChangeResponse\x12;\n\x06\x46reeze\x12\x17.baton.v1.FreezeRequest\x1a\x18.baton.v1.ChangeResponse\x12?\n\x08Rollback\x12\x19.baton.v1.RollbackRequest\x1a\x18.baton.v1.ChangeResponse\x12<\n\x0bShowTraffic\x12\x15.baton.v1.ShowRequest\x1a\x16.baton.v1.ShowResponse\x12;\n\x06Reward\x12\x17.baton.v1.RewardRequest\x1a\x18.baton.v1.RewardResponse\x12?\n\tDecisions\x12\x1a.baton.v1.DecisionsRequest\x1a\x16.baton.v1.ShowResponse\x12=\n\x08\x45stimate\x12\x19.baton.v1.EstimateRequest\x1a\x16.baton.v1.ShowResponse\x12\x38\n\x05\x41udit\x12\x16.baton.v1.AuditRequest\x1a\x17.baton.v1.AuditResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgateway/protocol/admin.proto\x12\x08\x62\x61ton.v1\"\xaa\x01\n\x06\x43hange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x1e\n\x11\x65xpected_revision\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x12\x15\n\revidence_json\x18\x07 \x01(\tB\x14\n\x12_expected_revision\"\xb9\x01\n\x0e\x43hangeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0c\n\x04\x64iff\x18\x02 \x03(\t\x12\x0f\n\x07\x61pplied\x18\x03 \x01(\x08\x12\x0f\n\x07refusal\x18\x08 \x01(\t\x12\x0e\n\x06\x66ronts\x18\x04 \x01(\r\x12\x10\n\x08versions\x18\t \x03(\x03\x12\x11\n\taudit_seq\x18\x05 \x01(\x03\x12\x12\n\naudit_hash\x18\x06 \x01(\t\x12\r\n\x05notes\x18\x07 \x03(\t\x12\r\n\x05model\x18\n \x01(\t\"r\n\rImportRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x15\n\rmetadata_json\x18\x03 \x01(\t\x12\x18\n\x10require_approval\x18\x04 \x01(\x08\"^\n\x12SetMetadataRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x15\n\rmetadata_json\x18\x03 \x01(\t\"\x1c\n\x0bShowRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x1c\n\x0cShowResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"S\n\x0fSetAliasRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\"C\n\x0e\x41pproveRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x0f\n\x07version\x18\x02 \x01(\x03\"L\n\x16RequireApprovalRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x10\n\x08required\x18\x02 \x01(\x08\"K\n\x11SetTrafficRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x14\n\x0ctraffic_json\x18\x02 \x01(\t\"A\n\rFreezeRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x0e\n\x06\x66rozen\x18\x02 \x01(\x08\"H\n\x0fRollbackRequest\x12 \n\x06\x63hange\x18\x01 \x01(\x0b\x32\x10.baton.v1.Change\x12\x13\n\x0bto_revision\x18\x02 \x01(\x03\"\xb8\x01\n\rRewardRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x1c.baton.v1.RewardRequest.Item\x1ak\n\x04Item\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x12\n\npropensity\x18\x03 \x01(\x01\x12\x0c\n\x04time\x18\x04 \x01(\x01\x12\x10\n\x08segments\x18\x05 \x03(\t\x12\x0e\n\x06policy\x18\x06 \x01(\t\"0\n\x0eRewardResponse\x12\r\n\x05taken\x18\x01 \x01(\r\x12\x0f\n\x07ignored\x18\x02 \x01(\r\"0\n\x10\x44\x65\x63isionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"5\n\x0f\x45stimateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bshares_json\x18\x02 \x01(\t\"R\n\x0c\x41uditRequest\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0coperation_id\x18\x04 \x01(\t\"%\n\rAuditResponse\x12\x14\n\x0c\x65ntries_json\x18\x01 \x03(\t2\x89\x07\n\x05\x41\x64min\x12;\n\x06Import\x12\x17.baton.v1.ImportRequest\x1a\x18.baton.v1.ChangeResponse\x12\x35\n\x04Show\x12\x15.baton.v1.ShowRequest\x1a\x16.baton.v1.ShowResponse\x12\x45\n\x0bSetMetadata\x12\x1c.baton.v1.SetMetadataRequest\x1a\x18.baton.v1.ChangeResponse\x12?\n\x08SetAlias\x12\x19.baton.v1.SetAliasRequest\x1a\x18.baton.v1.ChangeResponse\x12=\n\x07\x41pprove\x12\x18.baton.v1.ApproveRequest\x1a\x18.baton.v1.ChangeResponse\x12M\n\x0fRequireApproval\x12 .baton.v1.RequireApprovalRequest\x1a\x18.baton.v1.ChangeResponse\x12\x43\n\nSetTraffic\x12\x1b.baton.v1.SetTrafficRequest\x1a\x18.baton.v1.ChangeResponse\x12;\n\x06\x46reeze\x12\x17.baton.v1.FreezeRequest\x1a\x18.baton.v1.ChangeResponse\x12?\n\x08Rollback\x12\x19.baton.v1.RollbackRequest\x1a\x18.baton.v1.ChangeResponse\x12<\n\x0bShowTraffic\x12\x15.baton.v1.ShowRequest\x1a\x16.baton.v1.ShowResponse\x12;\n\x06Reward\x12\x17.baton.v1.RewardRequest\x1a\x18.baton.v1.RewardResponse\x12?\n\tDecisions\x12\x1a.baton.v1.DecisionsRequest\x1a\x16.baton.v1.ShowResponse\x12=\n\x08\x45stimate\x12\x19.baton.v1.EstimateRequest\x1a\x16.baton.v1.ShowResponse\x12\x38\n\x05\x41udit\x12\x16.baton.v1.AuditRequest\x1a\x17.baton.v1.AuditResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,41 +32,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gateway.protocol.admin_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHANGE']._serialized_start=43
-  _globals['_CHANGE']._serialized_end=190
-  _globals['_CHANGERESPONSE']._serialized_start=193
-  _globals['_CHANGERESPONSE']._serialized_end=378
-  _globals['_IMPORTREQUEST']._serialized_start=380
-  _globals['_IMPORTREQUEST']._serialized_end=468
-  _globals['_SHOWREQUEST']._serialized_start=470
-  _globals['_SHOWREQUEST']._serialized_end=498
-  _globals['_SHOWRESPONSE']._serialized_start=500
-  _globals['_SHOWRESPONSE']._serialized_end=528
-  _globals['_SETALIASREQUEST']._serialized_start=530
-  _globals['_SETALIASREQUEST']._serialized_end=613
-  _globals['_APPROVEREQUEST']._serialized_start=615
-  _globals['_APPROVEREQUEST']._serialized_end=682
-  _globals['_REQUIREAPPROVALREQUEST']._serialized_start=684
-  _globals['_REQUIREAPPROVALREQUEST']._serialized_end=760
-  _globals['_SETTRAFFICREQUEST']._serialized_start=762
-  _globals['_SETTRAFFICREQUEST']._serialized_end=837
-  _globals['_FREEZEREQUEST']._serialized_start=839
-  _globals['_FREEZEREQUEST']._serialized_end=904
-  _globals['_ROLLBACKREQUEST']._serialized_start=906
-  _globals['_ROLLBACKREQUEST']._serialized_end=978
-  _globals['_REWARDREQUEST']._serialized_start=981
-  _globals['_REWARDREQUEST']._serialized_end=1165
-  _globals['_REWARDREQUEST_ITEM']._serialized_start=1058
-  _globals['_REWARDREQUEST_ITEM']._serialized_end=1165
-  _globals['_REWARDRESPONSE']._serialized_start=1167
-  _globals['_REWARDRESPONSE']._serialized_end=1215
-  _globals['_DECISIONSREQUEST']._serialized_start=1217
-  _globals['_DECISIONSREQUEST']._serialized_end=1265
-  _globals['_ESTIMATEREQUEST']._serialized_start=1267
-  _globals['_ESTIMATEREQUEST']._serialized_end=1320
-  _globals['_AUDITREQUEST']._serialized_start=1322
-  _globals['_AUDITREQUEST']._serialized_end=1404
-  _globals['_AUDITRESPONSE']._serialized_start=1406
-  _globals['_AUDITRESPONSE']._serialized_end=1443
-  _globals['_ADMIN']._serialized_start=1446
-  _globals['_ADMIN']._serialized_end=2280
+  _globals['_CHANGE']._serialized_end=213
+  _globals['_CHANGERESPONSE']._serialized_start=216
+  _globals['_CHANGERESPONSE']._serialized_end=401
+  _globals['_IMPORTREQUEST']._serialized_start=403
+  _globals['_IMPORTREQUEST']._serialized_end=517
+  _globals['_SETMETADATAREQUEST']._serialized_start=519
+  _globals['_SETMETADATAREQUEST']._serialized_end=613
+  _globals['_SHOWREQUEST']._serialized_start=615
+  _globals['_SHOWREQUEST']._serialized_end=643
+  _globals['_SHOWRESPONSE']._serialized_start=645
+  _globals['_SHOWRESPONSE']._serialized_end=673
+  _globals['_SETALIASREQUEST']._serialized_start=675
+  _globals['_SETALIASREQUEST']._serialized_end=758
+  _globals['_APPROVEREQUEST']._serialized_start=760
+  _globals['_APPROVEREQUEST']._serialized_end=827
+  _globals['_REQUIREAPPROVALREQUEST']._serialized_start=829
+  _globals['_REQUIREAPPROVALREQUEST']._serialized_end=905
+  _globals['_SETTRAFFICREQUEST']._serialized_start=907
+  _globals['_SETTRAFFICREQUEST']._serialized_end=982
+  _globals['_FREEZEREQUEST']._serialized_start=984
+  _globals['_FREEZEREQUEST']._serialized_end=1049
+  _globals['_ROLLBACKREQUEST']._serialized_start=1051
+  _globals['_ROLLBACKREQUEST']._serialized_end=1123
+  _globals['_REWARDREQUEST']._serialized_start=1126
+  _globals['_REWARDREQUEST']._serialized_end=1310
+  _globals['_REWARDREQUEST_ITEM']._serialized_start=1203
+  _globals['_REWARDREQUEST_ITEM']._serialized_end=1310
+  _globals['_REWARDRESPONSE']._serialized_start=1312
+  _globals['_REWARDRESPONSE']._serialized_end=1360
+  _globals['_DECISIONSREQUEST']._serialized_start=1362
+  _globals['_DECISIONSREQUEST']._serialized_end=1410
+  _globals['_ESTIMATEREQUEST']._serialized_start=1412
+  _globals['_ESTIMATEREQUEST']._serialized_end=1465
+  _globals['_AUDITREQUEST']._serialized_start=1467
+  _globals['_AUDITREQUEST']._serialized_end=1549
+  _globals['_AUDITRESPONSE']._serialized_start=1551
+  _globals['_AUDITRESPONSE']._serialized_end=1588
+  _globals['_ADMIN']._serialized_start=1591
+  _globals['_ADMIN']._serialized_end=2496
 # @@protoc_insertion_point(module_scope)

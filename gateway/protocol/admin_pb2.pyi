@@ -7,20 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Change(_message.Message):
-    __slots__ = ("model", "reason", "actor", "expected_revision", "operation_id", "dry_run")
+    __slots__ = ("model", "reason", "actor", "expected_revision", "operation_id", "dry_run", "evidence_json")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_JSON_FIELD_NUMBER: _ClassVar[int]
     model: str
     reason: str
     actor: str
     expected_revision: int
     operation_id: str
     dry_run: bool
-    def __init__(self, model: _Optional[str] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., expected_revision: _Optional[int] = ..., operation_id: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    evidence_json: str
+    def __init__(self, model: _Optional[str] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., expected_revision: _Optional[int] = ..., operation_id: _Optional[str] = ..., dry_run: _Optional[bool] = ..., evidence_json: _Optional[str] = ...) -> None: ...
 
 class ChangeResponse(_message.Message):
     __slots__ = ("revision", "diff", "applied", "refusal", "fronts", "versions", "audit_seq", "audit_hash", "notes", "model")
@@ -47,14 +49,26 @@ class ChangeResponse(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., diff: _Optional[_Iterable[str]] = ..., applied: _Optional[bool] = ..., refusal: _Optional[str] = ..., fronts: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., audit_seq: _Optional[int] = ..., audit_hash: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ImportRequest(_message.Message):
-    __slots__ = ("change", "source", "metadata_json")
+    __slots__ = ("change", "source", "metadata_json", "require_approval")
     CHANGE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_APPROVAL_FIELD_NUMBER: _ClassVar[int]
     change: Change
     source: str
     metadata_json: str
-    def __init__(self, change: _Optional[_Union[Change, _Mapping]] = ..., source: _Optional[str] = ..., metadata_json: _Optional[str] = ...) -> None: ...
+    require_approval: bool
+    def __init__(self, change: _Optional[_Union[Change, _Mapping]] = ..., source: _Optional[str] = ..., metadata_json: _Optional[str] = ..., require_approval: _Optional[bool] = ...) -> None: ...
+
+class SetMetadataRequest(_message.Message):
+    __slots__ = ("change", "version", "metadata_json")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
+    change: Change
+    version: int
+    metadata_json: str
+    def __init__(self, change: _Optional[_Union[Change, _Mapping]] = ..., version: _Optional[int] = ..., metadata_json: _Optional[str] = ...) -> None: ...
 
 class ShowRequest(_message.Message):
     __slots__ = ("model",)

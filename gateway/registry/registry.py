@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.errors import InvalidRequest
+from gateway.errors import ChangeRefused, InvalidRequest
 from gateway.registry import decisions, rows
 from gateway.registry.audit import Entry, Verdict, parse
 from gateway.registry.commit import Proposal, commit, known
@@ -150,6 +150,7 @@ class Registry:
         candidates: Sequence[Candidate],
         change: Change,
         *,
+        fields: Mapping[str, object] | None = None,
         require_approval: bool = False,
     ) -> Changed:
         """Add versions, and the model where it is new.
@@ -158,6 +159,8 @@ class Registry:
             model: Its name.
             candidates: What to add; their artefacts are in the store.
             change: Who, why, from where.
+            fields: Of the metadata, for all that are named, as `set_metadata` has it;
+                also for those that are there already.
             require_approval: Of a new model: no version gets traffic unapproved, and
                 the first one does not become champion by itself.
         """
@@ -168,7 +171,15 @@ class Registry:
         def plan(_: object, now: Model, at: str) -> tuple[Model, tuple[int, ...]]:
             if now.revision == 0:
                 now = replace(now, require_approval=require_approval)
-            return decisions.import_versions(now, candidates, change.actor, at)
+            elif require_approval and not now.require_approval:
+                raise ChangeRefused(
+                    f"model '{model}' is there already, and this is said when it is "
+                    f"new: `baton models require-approval {model}` does it now"
+                )
+            made, numbers = decisions.import_versions(now, candidates, change.actor, at)
+            for number in numbers if fields else ():
+                made = decisions.set_metadata(made, number, fields or {})
+            return made, numbers
 
         asked = {
             "candidates": [
@@ -180,6 +191,7 @@ class Registry:
                 }
                 for one in candidates
             ],
+            "fields": dict(fields or {}),
             "require_approval": require_approval,
         }
         proposal = Proposal("import", model, asked, change, plan, may_be_new=True)

@@ -73,9 +73,16 @@ class Served:
         """Return the table in force, what was learnt, and what was counted."""
         return self.admin.traffic(MODEL)[0]
 
-    def said(self, version: str = "", metadata: Metadata = (), **more: str) -> float:
+    def said(
+        self,
+        version: str = "",
+        metadata: Metadata = (),
+        *,
+        model: str = MODEL,
+        **more: str,
+    ) -> float:
         """Return the number in one answer; `more` are parameters of the request."""
-        return next(self.all_said([ask(MODEL, version, **more)], metadata))
+        return next(self.all_said([ask(model, version, **more)], metadata))
 
     def all_said(
         self, requests: Iterable[pb.ModelInferRequest], metadata: Metadata = ()
