@@ -7,37 +7,42 @@ from typing import Annotated
 
 import typer
 
+from gateway.commands.change import Options, change_command
 from gateway.commands.shared import (
     ADMIN,
+    MAX_INT,
     Admin,
     AnyModel,
     AsJson,
-    DryRun,
-    Expected,
     Model,
-    Operation,
-    Reason,
     Version,
     columns,
     connect,
     console,
     print_json,
     read,
-    report,
 )
 from gateway.logs import escape
+
+METADATA = (
+    "YAML or JSON file with any of description, owner, stage, metrics, feature_schema, "
+    "training_profile, lineage (source, code_commit, data_digest, run_id, parameters)."
+)
 
 
 def add_model_commands(models: typer.Typer) -> None:
     """Add the registry's commands to ``baton models``."""
     models.command("import")(import_models)
     models.command("show")(show_models)
+    models.command("describe")(describe_model)
     models.command("alias")(alias_model)
     models.command("approve")(approve_model)
-    models.command("require-approval")(require_approval)
+    models.command("require-approval")(set_approval)
 
 
+@change_command
 def import_models(
+    options: Options,
     source: Annotated[
         str,
         typer.Argument(
@@ -50,20 +55,17 @@ def import_models(
     model: Annotated[
         str, typer.Option(help="Name to give it, or the one to take of several.")
     ] = "",
-    reason: Reason,
     metadata: Annotated[
         Path | None,
-        typer.Option(
-            help="YAML or JSON file with any of description, owner, stage, metrics, "
-            "feature_schema, training_profile, lineage (source, code_commit, "
-            "data_digest, run_id, parameters)."
-        ),
+        typer.Option(help=f"{METADATA} Also for versions that are there already."),
     ] = None,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
+    require_approval: Annotated[
+        bool,
+        typer.Option(
+            "--require-approval",
+            help="Of a new model: no version answers before somebody else approved it.",
+        ),
+    ] = False,
 ) -> None:
     """Take versions of a model into the registry.
 
@@ -75,15 +77,11 @@ def import_models(
     fields = {} if metadata is None else read(metadata)
     if "://" not in source and not source.startswith("models:/"):
         source = str(Path(source).absolute())
-    with connect(admin, as_json=as_json) as client:
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
+    with options.asking(model) as (client, change):
+        answer = client.import_(
+            change, source, fields, require_approval=require_approval
         )
-        report(client.import_(change, source, fields), as_json)
+        options.report(answer)
 
 
 def show_models(
@@ -119,76 +117,57 @@ def show_models(
     console().print(table)
 
 
-def alias_model(
-    model: Model,
-    alias: Annotated[str, typer.Argument(metavar="ALIAS")],
-    version: Annotated[
-        int, typer.Argument(metavar="VERSION", min=0, help="0 takes the alias away.")
-    ],
-    *,
-    reason: Reason,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
-) -> None:
-    """Give a version a name that clients may ask for; `champion` moves all traffic."""
-    with connect(admin, as_json=as_json) as client:
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
-        )
-        report(client.set_alias(change, alias, version), as_json)
-
-
-def approve_model(
+@change_command
+def describe_model(
+    options: Options,
     model: Model,
     version: Version,
     *,
-    reason: Reason,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
+    metadata: Annotated[Path, typer.Option(help=METADATA)],
+) -> None:
+    """Say more of a version: the fields in the file are replaced, others stay."""
+    fields = read(metadata)
+    with options.asking(model) as (client, change):
+        options.report(client.set_metadata(change, version, fields))
+
+
+@change_command
+def alias_model(
+    options: Options,
+    model: Model,
+    alias: Annotated[str, typer.Argument(metavar="ALIAS")],
+    version: Annotated[
+        int,
+        typer.Argument(
+            metavar="VERSION", min=0, max=MAX_INT, help="0 takes the alias away."
+        ),
+    ],
+) -> None:
+    """Give a version a name that clients may ask for; `champion` moves all traffic."""
+    with options.asking(model) as (client, change):
+        options.report(client.set_alias(change, alias, version))
+
+
+@change_command
+def approve_model(
+    options: Options,
+    model: Model,
+    version: Version,
 ) -> None:
     """Let a version answer, of a model that requires it; not by who imported it."""
-    with connect(admin, as_json=as_json) as client:
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
-        )
-        report(client.approve(change, version), as_json)
+    with options.asking(model) as (client, change):
+        options.report(client.approve(change, version))
 
 
-def require_approval(
+@change_command
+def set_approval(
+    options: Options,
     model: Model,
     required: Annotated[bool, typer.Option("--on/--off")] = True,
-    *,
-    reason: Reason,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
 ) -> None:
     """Say whether versions need an approver before they answer anybody.
 
     Without one they answer neither by policy nor by number or alias; they may shadow.
     """
-    with connect(admin, as_json=as_json) as client:
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
-        )
-        report(client.require_approval(change, required=required), as_json)
+    with options.asking(model) as (client, change):
+        options.report(client.require_approval(change, required=required))

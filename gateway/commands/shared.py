@@ -1,4 +1,4 @@
-"""What the admin plane's commands share: arguments, the client, the report."""
+"""What the admin plane's commands share: arguments, the client, what is printed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from gateway.logs import escape
 
 if TYPE_CHECKING:
     from gateway.admin_client import AdminClient
-    from gateway.protocol import admin_pb2 as pb
 
 ADMIN = "unix:.baton/admin.sock"
+MAX_INT = (1 << 63) - 1
+"""Largest number that the messages of the admin plane have room for (int64)."""
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
 AnyModel = Annotated[str, typer.Argument(metavar="[MODEL]", help="One; none for all.")]
-Version = Annotated[int, typer.Argument(metavar="VERSION", min=1)]
+Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, max=MAX_INT)]
 Admin = Annotated[
     str,
     typer.Option(
@@ -35,25 +36,6 @@ Admin = Annotated[
         envvar="BATON_ADMIN_ADDRESS",
         metavar="ADDR",
         help="The gateway's admin plane: unix:PATH or host:port.",
-    ),
-]
-Reason = Annotated[str, typer.Option(help="Why; goes into the audit log.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would change; change nothing.")
-]
-Expected = Annotated[
-    int | None,
-    typer.Option(
-        "--if-revision", help="Only if the model still has this revision.", min=0
-    ),
-]
-Operation = Annotated[
-    str,
-    typer.Option(
-        "--operation-id",
-        metavar="ID",
-        help="The same change with the same id is made once, however often it is "
-        "asked for; a new id without.",
     ),
 ]
 AsJson = Annotated[
@@ -69,44 +51,7 @@ Shares = Annotated[
         help="As in 1=90% 2=10%, or 1=0.9 2=0.1; versions not named get nothing.",
     ),
 ]
-_SHARE = re.compile(r"([0-9]+)=([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(%?)")
-
-
-def report(answer: pb.ChangeResponse, as_json: bool) -> None:
-    """Print what a change did, or would do; exit with 1 where it would be refused."""
-    body = {
-        "model": answer.model,
-        "revision": answer.revision,
-        "applied": answer.applied,
-        "versions": list(answer.versions),
-        "change": list(answer.diff),
-        "refusal": answer.refusal,
-        "fronts": answer.fronts,
-        "notes": list(answer.notes),
-        "audit": {"seq": answer.audit_seq, "hash": answer.audit_hash},
-    }
-    if as_json:
-        print_json(body)
-    else:
-        for line in answer.diff:
-            typer.echo(f"  {escape(line)}")
-        for note in answer.notes:
-            typer.echo(f"  note: {escape(note)}", err=True)
-        name = escape(answer.model)
-        if answer.refusal:
-            typer.echo(f"baton: would be refused: {escape(answer.refusal)}", err=True)
-        elif answer.applied:
-            where = f", in force in {answer.fronts} fronts" if answer.fronts else ""
-            typer.echo(
-                f"{name}: revision {answer.revision}{where} "
-                f"(audit entry {answer.audit_seq}, {answer.audit_hash[:12]})"
-            )
-        elif answer.diff:
-            typer.echo(f"{name}: nothing was changed (dry run)")
-        else:
-            typer.echo(f"{name}: all is so already; nothing to change")
-    if answer.refusal:
-        raise typer.Exit(1)
+_SHARE = re.compile(r"([0-9]{1,18})=([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(%?)")
 
 
 def shares_of(texts: list[str]) -> dict[int, float]:

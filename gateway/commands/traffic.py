@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gateway.commands.change import Options, change_command
 from gateway.commands.outcomes import add_outcome_commands
 from gateway.commands.shared import (
-    ADMIN,
-    Admin,
-    AsJson,
-    DryRun,
-    Expected,
+    MAX_INT,
     Model,
-    Operation,
-    Reason,
     Shares,
     Version,
-    connect,
     fail,
     read,
-    report,
     shares_of,
 )
 from gateway.errors import Code
@@ -30,7 +25,6 @@ from gateway.logs import escape
 
 if TYPE_CHECKING:
     from gateway.admin_client import AdminClient
-    from gateway.protocol import admin_pb2 as pb
 
 traffic_app = typer.Typer(
     help="Decide which version answers; every change is audited and can be undone."
@@ -41,49 +35,38 @@ PolicyName = Literal["fixed", "sticky", "epsilon_greedy", "thompson"]
 
 
 @traffic_app.command("set")
+@change_command
 def set_traffic(
+    options: Options,
     model: Model,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON table.")],
-    *,
-    reason: Reason,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
 ) -> None:
     """Put a whole table in force (`traffic show --json` has it as `table`).
 
     A `revision` in the file counts as --if-revision, unless that is given.
     """
     table = read(file)
-    if if_revision is None and isinstance(table.get("revision"), int):
-        if_revision = table["revision"] or None
-    with connect(admin, as_json=as_json) as client:
-        moved = _moved_aliases(client, model, table, if_revision)
+    if options.if_revision is None and table.get("revision"):
+        options = replace(options, if_revision=_revision(table["revision"], file))
+    with options.asking(model) as (client, change):
+        moved = _moved_aliases(client, model, table, options.if_revision)
         if moved:
             fail(
                 f"{file}: {moved} differs from the alias in force, and a table moves "
                 "none: use `baton models alias`, or leave aliases out of the file",
                 Code.FAILED_PRECONDITION,
-                as_json=as_json,
+                as_json=options.as_json,
             )
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
-        )
-        report(client.set_traffic(change, table), as_json)
+        options.report(client.set_traffic(change, table))
 
 
 @traffic_app.command("split")
+@change_command
 def split_traffic(
+    options: Options,
     model: Model,
     shares: Shares,
     *,
-    reason: Reason,
     policy: Annotated[
         PolicyName | None, typer.Option(help="How an arm is chosen; as now without.")
     ] = None,
@@ -100,31 +83,15 @@ def split_traffic(
             min=0,
         ),
     ] = 0,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
 ) -> None:
     """Split a model's requests between versions; the champion stays who it is."""
     wanted = shares_of(shares)
     source = _source(unit) if unit else None
     if champion and champion not in wanted:
         raise typer.BadParameter(f"--champion {champion} has no share; name it too")
-    with connect(admin, as_json=as_json) as client:
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
-        )
-        table = _present(client, change)
-        if operation_id and not dry_run:
-            done = client.done(change, "set_traffic")
-            if done is not None:
-                report(done, as_json)
-                return
+    kept = set(wanted)
+
+    def amend(table: dict[str, Any]) -> None:
         first = champion or _champion(table, wanted)
         table["arms"] = [
             {
@@ -134,7 +101,6 @@ def split_traffic(
             }
             for version, share in wanted.items()
         ]
-        kept = set(wanted)
         table["rules"] = [rule for rule in table["rules"] if rule["version"] in kept]
         table["shadows"] = [s for s in table["shadows"] if s["version"] not in kept]
         if policy is not None:
@@ -143,15 +109,17 @@ def split_traffic(
             table["unit"] = source
         if salt:
             table["salt"] = salt
-        report(client.set_traffic(change, table), as_json)
+
+    _amend(options, model, amend)
 
 
 @traffic_app.command("shadow")
+@change_command
 def shadow_traffic(
+    options: Options,
     model: Model,
     version: Version,
     *,
-    reason: Reason,
     sample: Annotated[
         float, typer.Option(help="Fraction of requests that is copied.", min=0, max=1)
     ] = 1.0,
@@ -161,96 +129,72 @@ def shadow_traffic(
     remove: Annotated[
         bool, typer.Option("--remove", help="Make no more copies.")
     ] = False,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
 ) -> None:
     """Copy requests to a version whose answers nobody gets."""
-    with connect(admin, as_json=as_json) as client:
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
-        )
-        table = _present(client, change)
-        if operation_id and not dry_run:
-            done = client.done(change, "set_traffic")
-            if done is not None:
-                report(done, as_json)
-                return
+
+    def amend(table: dict[str, Any]) -> None:
         table["shadows"] = [s for s in table["shadows"] if s["version"] != version]
         if not remove:
             shadow = {"version": version, "sample": sample, "max_queue": max_queue}
             table["shadows"].append(shadow)
-        report(client.set_traffic(change, table), as_json)
+
+    _amend(options, model, amend)
 
 
 @traffic_app.command("freeze")
+@change_command
 def freeze_traffic(
+    options: Options,
     model: Model,
     *,
-    reason: Reason,
     off: Annotated[bool, typer.Option("--off", help="Let it go on learning.")] = False,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
 ) -> None:
     """Have a policy that learns keep its weights as they are."""
-    with connect(admin, as_json=as_json) as client:
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
-        )
-        report(client.freeze(change, frozen=not off), as_json)
+    with options.asking(model) as (client, change):
+        options.report(client.freeze(change, frozen=not off))
 
 
 @traffic_app.command("rollback")
+@change_command
 def rollback_traffic(
+    options: Options,
     model: Model,
     *,
-    reason: Reason,
     to: Annotated[
-        int, typer.Option(help="Revision to return to; the one before without.", min=0)
+        int,
+        typer.Option(
+            help="Revision to return to; the one before without.", min=0, max=MAX_INT
+        ),
     ] = 0,
-    if_revision: Expected = None,
-    operation_id: Operation = "",
-    dry_run: DryRun = False,
-    admin: Admin = ADMIN,
-    as_json: AsJson = False,
 ) -> None:
     """Let those answer who did before."""
-    with connect(admin, as_json=as_json) as client:
-        change = client.change(
-            model,
-            reason,
-            expected_revision=if_revision,
-            operation_id=operation_id,
-            dry_run=dry_run,
-        )
-        report(client.rollback(change, to), as_json)
+    with options.asking(model) as (client, change):
+        options.report(client.rollback(change, to))
 
 
-def _present(client: AdminClient, change: pb.Change) -> dict[str, Any]:
-    """Return a model's table, and have a change hold only while it is in force.
+def _amend(
+    options: Options, model: str, amend: Callable[[dict[str, Any]], None]
+) -> None:
+    """Change the table in force, and no other; what was done already is only told."""
+    with options.asking(model) as (client, change):
+        shown = client.show(model)[0]
+        if not change.HasField("expected_revision"):
+            change.expected_revision = shown["revision"]
+        # Looked for after the table, so that a change that is made meanwhile is bound
+        # to the revision that this one would be.
+        answer = None if change.dry_run else client.done(change, "set_traffic")
+        if answer is None:
+            amend(shown["traffic"])
+            answer = client.set_traffic(change, shown["traffic"])
+        options.report(answer)
 
-    Args:
-        client: Of the admin plane.
-        change: Of the model; keeps an expected revision that it has.
-    """
-    shown = client.show(change.model)[0]
-    if not change.HasField("expected_revision"):
-        change.expected_revision = shown["revision"]
-    table: dict[str, Any] = shown["traffic"]
-    return table
+
+def _revision(value: Any, file: Path) -> int:  # noqa: ANN401 - whatever the file has
+    """Return the revision in a table's file."""
+    if type(value) is not int or not 0 < value <= MAX_INT:
+        text = escape(str(value)[:100])
+        raise typer.BadParameter(f"{file}: revision {text} is none: leave it out")
+    return value
 
 
 def _champion(table: dict[str, Any], wanted: dict[int, float]) -> int:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from gateway.admin_client import AdminClient
@@ -86,7 +87,11 @@ def mutations(served: Served) -> dict[str, tuple[str, ...]]:
     file = served.state.parent / "table.yaml"
     file.write_text(json.dumps(table({2: 0.5, 3: 0.5})))
     model = served.state.parent / "1.onnx"
+    said = served.state.parent / "said.yaml"
+    said.write_text("{owner: ann, lineage: {code_commit: abc}}")
+    described = ("describe", MODEL, "4", "--metadata", str(said))
     return {
+        "describe": words("models", *described),
         "import": words("models", "import", str(model), "--model", MODEL),
         "alias": words("models", "alias", MODEL, "mine", "2"),
         "approve": words("models", "approve", MODEL, "4"),
@@ -111,12 +116,17 @@ def test_every_change_can_be_rehearsed_bound_and_repeated(
         stale = admin(*command, "--if-revision", str(revision - 1))
         assert f"at revision {revision}" in refused(stale, Code.ABORTED), name
         assert served.admin.show(MODEL)[0]["revision"] == revision, name
-        once = (*command, "--operation-id", f"once-{name}")
+        speaks = served.state.parent / "evidence.yaml"
+        speaks.write_text(f"{{auc: 0.91, of: [{name}]}}")
+        once = (*command, "--operation-id", f"once-{name}", "--evidence", str(speaks))
         made = changed(admin(*once, "--if-revision", str(revision)))
         assert (made["applied"], made["revision"]) == (True, revision + 1), name
         again = changed(admin(*once, "--if-revision", str(revision)))
         assert again["audit"] == made["audit"], name
         assert served.admin.show(MODEL)[0]["revision"] == revision + 1, name
+        shown = admin("audit", "show", MODEL, "--limit", "1", "--json").stdout
+        given = json.loads(shown)[0]["evidence"]["given"]
+        assert given == {"auc": 0.91, "of": [name]}
     served.admin.require_approval(served.change(), required=False)
 
 
@@ -155,6 +165,71 @@ def test_an_operation_that_was_another_change_is_refused(
     again = words("traffic", "split", MODEL, "2=40%", "1=60%")
     error = refused(admin(*again, *other, *identity), Code.INVALID_ARGUMENT)
     assert "with other arguments" in error
+
+
+def test_what_is_said_of_a_version_can_be_replaced(
+    admin: Any, served: Served, tmp_path: Path
+) -> None:
+    """Field by field, by itself or with an import of what is there already."""
+    for part, text in {"1/model.onnx": says(1), "baton.yaml": b"owner: bea"}.items():
+        file = tmp_path / "lots" / part
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text)
+    source, said = tmp_path / "lots", tmp_path / "said.json"
+    changed(admin(*words("models", "import", str(source))))
+
+    def metadata() -> dict[str, Any]:
+        (version,) = json.loads(admin("models", "show", "lots", "--json").stdout)[0][
+            "versions"
+        ]
+        found: dict[str, Any] = version["metadata"]
+        return found
+
+    lineage = metadata()["lineage"]
+    said.write_text('{"stage": "live", "lineage": {"run_id": "7"}}')
+    command = words("models", "describe", "lots", "1", "--metadata", str(said))
+    assert "version 1 stage: '' -> 'live'" in changed(admin(*command))["change"]
+    assert metadata()["lineage"] == {**lineage, "run_id": "7"}
+    again = changed(admin(*words("models", "import", str(source))))
+    assert (again["applied"], again["notes"]) == (False, [])
+    (source / "baton.yaml").write_text("{owner: cat, description: of old}")
+    (source / "config.pbtxt").write_text("max_batch_size: 8")
+    said.write_text('{"description": "new"}')
+    command = words("models", "import", str(source), "--metadata", str(said))
+    made = changed(admin(*command))
+    assert made["change"] == ["version 1 description: '' -> 'new'"]
+    assert (
+        "source has other owner, config.pbtxt (`baton models desc" in made["notes"][0]
+    )
+    found = metadata()
+    assert (found["owner"], found["stage"], found["description"]) == (
+        ("bea", "live", "new")
+    )
+    said.write_text('{"stag": 1}')
+    command = words("models", "describe", "lots", "1", "--metadata", str(said))
+    assert "stag is no field" in refused(admin(*command), Code.INVALID_ARGUMENT)
+    command = words("models", "describe", "lots", "7", "--metadata", str(said))
+    assert "no version 7" in refused(admin(*command), Code.NOT_FOUND)
+
+
+def test_of_a_model_that_begins_closed_nothing_answers_unapproved(
+    admin: Any, served: Served
+) -> None:
+    file = str(served.state.parent / "1.onnx")
+    command = words("models", "import", file, "--require-approval")
+    assert changed(admin(*command, "--model", "closed"))["applied"]
+    for version in ("", "1", "latest"):
+        with pytest.raises(grpc.RpcError):
+            served.said(version, model="closed")
+    mine = words("models", "approve", "closed", "1")
+    error = refused(admin(*mine), Code.FAILED_PRECONDITION)
+    assert "somebody else must approve" in error
+    served.admin.approve(served.change(actor="carl", model="closed"), 1)
+    assert served.said(model="closed") == served.said("1", model="closed") == 1
+    # It may be said again, of what it holds for already, and of nothing else.
+    changed(admin(*command, "--model", "closed"))
+    error = refused(admin(*command, "--model", MODEL), Code.FAILED_PRECONDITION)
+    assert f"`baton models require-approval {MODEL}`" in error
 
 
 @contextmanager
@@ -351,6 +426,34 @@ def test_wrong_arguments_say_what_to_write(
     assert message in error["error"]
     assert "(see `baton traffic split --help`)" in error["error"]
     assert error["code"] == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("traffic", "rollback", MODEL, "--to", "1" + "0" * 23),
+        ("traffic", "freeze", MODEL, "--if-revision", str(1 << 63)),
+        ("models", "alias", MODEL, "mine", "1" + "0" * 20),
+        ("models", "approve", MODEL, "1" + "0" * 5000),
+        ("traffic", "split", MODEL, "1" + "0" * 5000 + "=100%"),
+    ],
+)
+def test_a_number_that_no_message_has_room_for_is_wrong_usage(
+    admin: Any, command: tuple[str, ...]
+) -> None:
+    result = admin(*words(*command))
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("revision", ["1" + "0" * 30, "true", "'3'", "-1"])
+def test_a_revision_that_is_none_does_not_unbind_a_table(
+    admin: Any, served: Served, revision: str
+) -> None:
+    file = served.state.parent / "bound.yaml"
+    file.write_text(f"{json.dumps(table({2: 1.0}))[:-1]}, 'revision': {revision}}}")
+    result = admin(*words("traffic", "set", MODEL, str(file)))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert served.shown()["table"]["arms"][0]["version"] == 1
 
 
 def test_an_empty_source_is_not_this_folder(admin: Any) -> None:
