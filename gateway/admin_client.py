@@ -207,14 +207,17 @@ class AdminClient:
             action: What the change is called in the audit log, such as ``set_traffic``.
 
         Returns:
-            ``None`` where there is none yet, and where it was another action, or for
-            another reason or by somebody else: asked for, such a change is refused.
+            ``None`` where there is none yet, and where it was another action, or by
+            somebody else, for another reason or with other evidence: asked for, such a
+            change is refused.
         """
-        said = action, change.actor, change.reason.strip()
+        given = json.loads(change.evidence_json or "{}")
+        said = action, change.actor, change.reason.strip(), given
         request = pb.AuditRequest(operation_id=change.operation_id, model=change.model)
         for text in self._call("Audit", request, pb.AuditResponse).entries_json:
             entry = json.loads(text)
-            if said != (entry["action"], entry["actor"], entry["reason"]):
+            was = entry["action"], entry["actor"], entry["reason"]
+            if said != (*was, entry["evidence"]["given"]):
                 continue
             return pb.ChangeResponse(
                 model=entry["model"],

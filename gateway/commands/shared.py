@@ -75,10 +75,27 @@ def shares_of(texts: list[str]) -> dict[int, float]:
     return found
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes no object that has a name twice: of the two, one would be lost."""
+
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Any, Any]:
+        there: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in there:
+                text = f"{key.value} is there twice"
+                raise yaml.constructor.ConstructorError(
+                    problem=text, problem_mark=key.start_mark
+                )
+            there.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read(file: Path) -> dict[str, Any]:
     """Return the object in a YAML or JSON file."""
     try:
-        value = yaml.safe_load(file.read_text())
+        value = yaml.load(file.read_text(), _Loader)  # noqa: S506 - a safe one
         json.dumps(value)
     except RecursionError:
         raise typer.BadParameter(f"{file}: is nested too deeply") from None

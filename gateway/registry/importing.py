@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import yaml
 from google.protobuf import text_format
@@ -29,7 +30,6 @@ from gateway.registry.records import (
     Tensor,
     Version,
     metadata_from,
-    with_fields,
 )
 from gateway.registry.remote import download, without_credentials
 from gateway.registry.repository import DEFAULT_FILE, find_versions, read_config
@@ -91,16 +91,20 @@ def kept(
     Args:
         there: The model's versions before the import.
         candidates: What was imported.
-        fields: Of the metadata, that the import replaced.
+        fields: Of the metadata, that the import replaced; known to be right.
     """
+    lineage = cast("Mapping[str, object]", fields.get("lineage", {}))
+    replaced = {*fields, *(f"lineage.{name}" for name in lineage)}
     for one in candidates:
         old = there.get(one.version or 0)
         if old is None or old.digest != one.digest:
             continue
-        said, known = (
-            _said(with_fields(data, fields)) for data in (one.metadata, old.metadata)
-        )
-        names = [name for name, value in said.items() if value not in ("", known[name])]
+        known = _said(old.metadata)
+        names = [
+            name
+            for name, value in _said(one.metadata).items()
+            if name not in replaced and value not in ("", known[name])
+        ]
         if old.config != one.config:
             names.append("config.pbtxt")
         if names:

@@ -473,6 +473,10 @@ def test_an_empty_source_is_not_this_folder(admin: Any) -> None:
         ("arms: [{version: 1, role: champion, share: 90}]", "such as 0.9 for 90 %"),
         ("arms: [{version: -1, role: champion, share: 1}]", "from 1 on"),
         ("shadows: [{version: 3, sample: .nan}]", "shadows.0.sample must be a finite"),
+        (
+            '{"arms": [{"version": "1", "role": "champion", "share": 1}]}',
+            "arms.0.version",
+        ),
         ("policy: {flor: 1}", "traffic: policy.flor is no field; there are kind"),
         ("policy: {shrinkage: .nan}", "policy.shrinkage must be a finite number"),
     ],
@@ -498,6 +502,8 @@ def test_a_rollback_to_nowhere_names_what_lists_revisions(admin: Any) -> None:
         ("metrics: {auc: .inf}", 1, "metadata: metrics.auc must be a finite number"),
         ("description: 2026-01-02", 2, "put dates and the like into quotes"),
         ("[" * 5000, 2, "nested too deeply"),
+        ("{owner: ann, stage: x, owner: bea}", 2, "owner is there twice"),
+        ("lineage: {run_id: a, 'run_id': b}", 2, "run_id is there twice"),
     ],
 )
 def test_metadata_that_cannot_be_kept_says_why(
