@@ -71,10 +71,7 @@ def import_versions(
     aliases = {**model.traffic.aliases, LATEST: highest}
     traffic = replace(model.traffic, aliases=aliases)
     model = replace(model, versions=versions, traffic=traffic)
-    # Later ones wait for a decision: an import alone moves no traffic.
-    if model.revision == 0 and not model.require_approval:
-        model = _with_champion(model, highest)
-    return model, tuple(numbers)
+    return _begun(model), tuple(numbers)
 
 
 def set_metadata(model: Model, version: int, fields: Mapping[str, object]) -> Model:
@@ -116,18 +113,18 @@ def remove_alias(model: Model, alias: str) -> Model:
 
 
 def approve(model: Model, version: int, actor: str) -> Model:
-    """Approve a version; not by who imported it."""
+    """Approve a version; not by who imported it. A model's first becomes champion."""
     found = _version(model, version)
     if actor == found.created_by:
         raise ChangeRefused(
             f"{actor} imported version {version}; somebody else must approve it"
         )
-    return _with_version(model, replace(found, approved_by=actor))
+    return _begun(_with_version(model, replace(found, approved_by=actor)))
 
 
 def require_approval(model: Model, required: bool) -> Model:
     """Set whether versions need approval before they get traffic."""
-    return _checked(replace(model, require_approval=required))
+    return _checked(_begun(replace(model, require_approval=required)))
 
 
 def set_traffic(model: Model, traffic: ModelTraffic) -> Model:
@@ -189,6 +186,17 @@ def _with_champion(model: Model, version: int) -> Model:
     traffic = replace(model.traffic, arms=arms, rules=rules, shadows=shadows)
     traffic = settle(model.traffic, traffic)
     return _answering(model, traffic, frozen=traffic.frozen)
+
+
+def _begun(model: Model) -> Model:
+    """Let the highest version that may answer be the champion, where none was decided.
+
+    Later ones wait for a decision: neither import nor approval alone moves traffic.
+    """
+    may = [version for version in model.versions if model.may_serve(version)]
+    if model.traffic.arms or not may:
+        return model
+    return _with_champion(model, max(may))
 
 
 def _with_version(model: Model, version: Version) -> Model:

@@ -162,7 +162,7 @@ class Registry:
             fields: Of the metadata, for all that are named, as `set_metadata` has it;
                 also for those that are there already.
             require_approval: Of a new model: no version gets traffic unapproved, and
-                the first one does not become champion by itself.
+                the first one that is approved becomes champion.
         """
         fault = name_fault(model)
         if fault:

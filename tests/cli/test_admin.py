@@ -226,6 +226,10 @@ def test_of_a_model_that_begins_closed_nothing_answers_unapproved(
     assert "somebody else must approve" in error
     served.admin.approve(served.change(actor="carl", model="closed"), 1)
     assert served.said(model="closed") == served.said("1", model="closed") == 1
+    second = words("models", "import", str(served.state.parent / "2.onnx"))
+    changed(admin(*second, "--model", "closed"))
+    served.admin.approve(served.change(actor="carl", model="closed"), 2)
+    assert served.said(model="closed") == 1
     # It may be said again, of what it holds for already, and of nothing else.
     changed(admin(*command, "--model", "closed"))
     error = refused(admin(*command, "--model", MODEL), Code.FAILED_PRECONDITION)

@@ -343,7 +343,7 @@ def test_approval_is_needed_before_any_share(registry: Registry) -> None:
     with pytest.raises(ChangeRefused, match="somebody else"):
         registry.approve("m", 1, by("ada"))
     registry.approve("m", 1, by("bob"))
-    registry.set_alias("m", "champion", 1, by())
+    assert registry.model("m").traffic.arms == only(1)
     rules = (Rule(2, key="group", value="beta"),)
     thompson = Policy(PolicyKind.THOMPSON)
     for traffic in (split(0.9, 0.1), split(1.0, 0.0)):
@@ -358,10 +358,21 @@ def test_approval_is_needed_before_any_share(registry: Registry) -> None:
     # Whatever else asks for it, it shadows, and answers nobody.
     assert wanted_with(registry.model("m"), [1, 2], [2]) == ({1}, {2})
     registry.approve("m", 2, by("bob"))
+    assert registry.model("m").traffic.arms == only(1)
     registry.set_traffic("m", split(0.9, 0.1, policy=thompson, rules=rules), by())
     registry.require_approval("m", False, by())
     registry.import_versions("m", [candidate("c")], by())
     assert wanted(registry.model("m")) == ({1, 2, 3}, set())
+
+
+def test_a_model_that_is_opened_begins_as_others_do(registry: Registry) -> None:
+    both = [candidate("a"), candidate("b")]
+    registry.import_versions("m", both, by(), require_approval=True)
+    registry.import_versions("m", [candidate("c")], by())
+    assert registry.model("m").traffic.arms == ()
+    registry.require_approval("m", False, by())
+    registry.import_versions("m", [candidate("d")], by())
+    assert registry.model("m").traffic.arms == only(3)
 
 
 def test_approval_cannot_be_required_over_unapproved_arms(three: Registry) -> None:
