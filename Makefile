@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_SECONDS ?= 20
 FLOOR_CASES ?= m1-unary-c64
+SIDE_BY_SIDE := $(addprefix tests/,cli differential feedback protocol registry unit workers)
 
 .PHONY: setup demo test regret adversity tools conformance bench floors lint types imports check lock protos clean
 
@@ -18,8 +19,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: setup  ## train models, serve them, let a bandit find the better one
 	DEMO_SECONDS=$(DEMO_SECONDS) $(BIN)/python -m loadtest demo
 
-test: setup  ## the whole test suite, short form of the long ones
-	$(BIN)/python -m pytest -q
+test: setup  ## the whole test suite, short form of the long ones; what measures time runs alone
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 regret: setup  ## the bandit simulations, 200 runs each (3 minutes)
 	TRAFFIC_RUNS=200 $(BIN)/python -m pytest -q tests/traffic/test_regret.py --timeout 600

@@ -69,7 +69,10 @@ def show_traffic(
         for shadow in one["table"]["shadows"]:
             sums = one["shadows"].get(str(shadow["version"]), {})
             agreement = sums.get("agreement", {})
-            rows = agreement.get("rows", 0)
+            rows, counts = agreement.get("rows", 0), sums.get("counts", {})
+            agrees = f"{agreement['agreed'] / rows:.1%} of {rows}" if rows else ""
+            if counts.get("incompatible") and not counts.get("copied"):
+                agrees = "takes no such requests"  # other inputs, or smaller batches
             table.add_row(
                 escape(one["model"]),
                 str(shadow["version"]),
@@ -77,12 +80,12 @@ def show_traffic(
                 f"{shadow['sample']:.0%} of requests",
                 "",
                 "",
-                str(sums.get("counts", {}).get("answered", 0)),
+                str(counts.get("answered", 0)),
                 "",
                 "",
                 "",
                 "",
-                f"{agreement['agreed'] / rows:.1%} of {rows}" if rows else "",
+                agrees,
             )
     console().print(table)
 
