@@ -87,7 +87,7 @@ class TrafficControl:
         A model that cannot be shown to the loader keeps what it had; the others, and
         the admin plane by which it can be mended, do not wait for it.
         """
-        for model, traffic in (await self._disk(self._registry.tables)).items():
+        for model in await self._disk(self._registry.names):
             self._before[model] = await self._disk(partial(self._arms_before, model))
             try:
                 unfinished = await self._materialise(model)
@@ -98,7 +98,7 @@ class TrafficControl:
                 self._unfinished.add(model)
             known = await self._disk(partial(self._registry.model, model))
             state = await self._disk(partial(self._learnt.read, model))
-            self._learners[model] = Learner(traffic, state, known.effective)
+            self._learners[model] = Learner(known.traffic, state, known.effective)
             await self._publish(model)
 
     def _arms_before(self, model: str) -> frozenset[int]:
@@ -150,10 +150,10 @@ class TrafficControl:
                 await self._load(model)
             yield
         except BaseException:
-            held.remove(traffic)
             self.settle_soon(model)
             raise
-        held.remove(traffic)
+        finally:
+            held.remove(traffic)
 
     async def record(
         self, model: str, work: Callable[[], Changed]
@@ -195,10 +195,10 @@ class TrafficControl:
             What went wrong; what is in force is so nevertheless.
         """
         try:
-            if await self._materialise(model) or load:
+            load = await self._materialise(model) or load
+            # One load that is at work is waited for by asking for another.
+            if load or (await self._ask({"op": "ready", "model": model}))["loading"]:
                 await self._load(model)
-            elif (await self._ask({"op": "ready", "model": model}))["loading"]:
-                await self._load(model)  # which waits for the one at work
         except GatewayError as error:
             _log.error("not_loaded", model=model, reason=error.message)
             return error.message
@@ -335,7 +335,13 @@ class TrafficControl:
                 self._fails("", "refresh", error)
 
     async def _refresh(self, now_s: float) -> None:
-        delayed = [n for n, one in self._learners.items() if one.wants_assigned(now_s)]
+        # Most models learn nothing, and this comes round often.
+        those = [
+            (name, learner)
+            for name, learner in self._learners.items()
+            if learner.traffic.policy.learns
+        ]
+        delayed = [name for name, one in those if one.wants_assigned(now_s)]
         if delayed:
             sums = await self._ask({"op": "arms", "fresh": False})
             for name in delayed:
@@ -344,10 +350,11 @@ class TrafficControl:
                 arms = sums["arms"].get(name, {}).items()
                 counts = {int(v): n - ruled.get(v, 0) for v, n in arms}
                 self._learners[name].note_assigned(now_s, counts)
-        for name, learner in tuple(self._learners.items()):
+        for name, learner in those:
             try:
                 if learner.refresh(now_s) is not None:
                     await self._send_weights(name)
+                self._failing.discard((name, "refresh"))
             except Exception as error:  # one model must not stop the others
                 self._fails(name, "refresh", error)
 

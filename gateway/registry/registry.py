@@ -6,7 +6,6 @@ to the revision it was meant for, and repeating it changes nothing more.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from gateway.registry.records import (
     traffic_body,
 )
 from gateway.registry.repository import name_fault
-from gateway.traffic.table import MODEL_TRAFFIC, ModelTraffic
+from gateway.traffic.table import ModelTraffic
 
 MAX_PAGE = 10_000
 """Entries of the audit log that are returned at a time."""
@@ -101,19 +100,6 @@ class Registry:
         with self._database.read() as connection:
             now = known(rows.load(connection, name))
             return _rolled_back(connection, now, to_revision).traffic
-
-    def tables(self) -> dict[str, ModelTraffic]:
-        """Return the traffic of all models, by name."""
-        newest = """
-            SELECT model, body FROM revisions AS one WHERE revision =
-            (SELECT max(revision) FROM revisions WHERE model = one.model)
-            ORDER BY model
-        """
-        with self._database.read() as connection:
-            return {
-                str(model): MODEL_TRAFFIC.validate_python(json.loads(body)["traffic"])
-                for model, body in connection.execute(newest)
-            }
 
     def history(
         self, model: str | None = None, *, before: int | None = None, limit: int = 100

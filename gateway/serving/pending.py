@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,6 +91,7 @@ class Pending:
         if 0 < queue_deadline_ns < deadline_ns:
             self.expires_ns = queue_deadline_ns
 
+    @abstractmethod
     def on_result(self, rows: BatchRows, start: int) -> None:
         """Take the outcome: the request's rows of every output begin at `start`.
 
@@ -97,8 +99,7 @@ class Pending:
             rows: Outputs of the whole batch, valid only during the call.
             start: The request's first row in it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def on_error(self, error: GatewayError) -> None:
         """Take the outcome: an error."""
-        raise NotImplementedError

@@ -6,6 +6,7 @@ callback, so the usual way through here makes no task and no future.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -91,9 +92,9 @@ class Call(Stream):
         """Return who is at the other end; see `gateway.rpc.Call`."""
         return self.owner.peer()
 
+    @abstractmethod
     def expire(self) -> None:
         """End the call: its deadline passed before its handler was done."""
-        raise NotImplementedError
 
     def _read(self, data: bytes, *, ended: bool) -> list[bytes]:
         """Return the messages that body bytes complete; `ended`: no more will come.

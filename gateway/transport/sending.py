@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -242,6 +243,6 @@ class Sender:
         self.forget(stream.id)
         self.write(frames.reset(stream.id, ErrorCode.NO_ERROR))
 
+    @abstractmethod
     def forget(self, stream_id: int) -> None:
         """Expect late frames of a stream that ended here first."""
-        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -139,13 +140,13 @@ class Stream:
         """Whether a last frame brings exactly what `content-length` promised."""
         return self.expected == length and not self.remote_closed
 
+    @abstractmethod
     def on_data(self, data: bytes, ended: bool) -> None:
         """Take body bytes; `ended`: there will be no more. May come empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_reset(self) -> None:
         """The peer ended the stream, or the connection is gone. Nothing follows."""
-        raise NotImplementedError
 
     def on_progress(self) -> None:
         """Some of what waited for a window has left."""
