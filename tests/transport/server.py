@@ -181,6 +181,9 @@ class Wire:
             assert time.monotonic() < give_up, f"waited in vain for {what!r}"
             wait_ready(self.socket, read=True, write=False, timeout_s=0.2)
             self.read()
+        if what not in self.received:
+            ends = [f.code for f in self.frames() if f.kind == peer.GOAWAY]
+            raise AssertionError(f"ended (GOAWAY {ends}) before {what!r} came")
         return self.received
 
     def frames(self) -> list[peer.Frame]:
