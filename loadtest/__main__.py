@@ -93,13 +93,16 @@ def stages(
 def routing(
     *,
     changes: Annotated[bool, typer.Option("--changes", help="The latter.")] = False,
+    rounds: Annotated[int, typer.Option(help="Of the former.", min=1)] = 60,
     json: Json = False,
 ) -> None:
     """Measure what choosing an arm adds to a request, or a change's costs."""
     from loadtest import changes as loading
     from loadtest import routing as choosing
 
-    raise typer.Exit((loading if changes else choosing).run(as_json=json))
+    if changes:
+        raise typer.Exit(loading.run(as_json=json))
+    raise typer.Exit(choosing.run(rounds=rounds, as_json=json))
 
 
 @app.command()

@@ -49,7 +49,6 @@ from workers.spec import ModelSpec, TensorSpec
 
 CALLS = 2000
 """Requests of one measurement."""
-ROUNDS = 60
 ARMS = 5
 MANY = 1000
 """Models of the variant that has many."""
@@ -216,15 +215,17 @@ class Bench:
         return admitted / CALLS, noted / CALLS
 
 
-def _rounds(benches: dict[str, Bench]) -> Iterator[tuple[str, tuple[float, float]]]:
-    for number in range(ROUNDS):
+def _rounds(
+    benches: dict[str, Bench], rounds: int
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    for number in range(rounds):
         order = list(benches)
         shift = number % len(order)
         for name in order[shift:] + order[:shift]:
             yield name, benches[name].round()
 
 
-async def measure() -> dict[str, dict[str, float]]:
+async def measure(rounds: int) -> dict[str, dict[str, float]]:
     """Return, by variant, microseconds per request.
 
     ``admit``: from message to queue; ``adds``: what of that the table adds; ``note``:
@@ -237,7 +238,7 @@ async def measure() -> dict[str, dict[str, float]]:
     gc.collect()
     gc.freeze()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in benches}
-    for name, pair in _rounds(benches):
+    for name, pair in _rounds(benches, rounds):
         taken[name].append(pair)
     found = {}
     middle: Callable[[Iterator[float]], float] = statistics.median
@@ -255,9 +256,9 @@ async def measure() -> dict[str, dict[str, float]]:
     return found
 
 
-def run(*, as_json: bool) -> int:
+def run(*, rounds: int, as_json: bool) -> int:
     """Measure and print."""
-    found = asyncio.run(measure())
+    found = asyncio.run(measure(rounds))
     if as_json:
         print(
             json.dumps(
@@ -265,7 +266,7 @@ def run(*, as_json: bool) -> int:
             )
         )
         return 0
-    table = Table(title=f"us per request, {ARMS} arms, medians of {ROUNDS} rounds")
+    table = Table(title=f"us per request, {ARMS} arms, medians of {rounds} rounds")
     for name in ("variant", "admit", "the table adds", "record"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for name, row in found.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +38,8 @@ def show_traffic(
     """Show who answers, with which weights, and what came of it.
 
     EFFECTIVE is what the rewards count for by now, discounted; P(BEST) how probable it
-    is that the version's mean reward is the largest.
+    is that the version's mean reward is the largest; AGREES how often a shadow decides
+    as who answered did: the same class, or a single score on the same side of 0.5.
     """
     with connect(admin, as_json=as_json) as client:
         found = client.traffic(model)
@@ -88,6 +90,42 @@ def show_traffic(
                 agrees,
             )
     console().print(table)
+    for one in found:
+        for line in _about(one):
+            typer.echo(escape(line))
+
+
+def _about(one: dict[str, Any]) -> Iterator[str]:
+    """Yield what of a model's table is in no column, and what became of its copies."""
+    table = one["table"]
+    parts = [f"revision {table['revision']}"]
+    parts += ["frozen"] if table["frozen"] else []
+    if unit := table["unit"]:
+        parts.append(f"unit {unit['kind']}:{unit['key']}")
+    if segments := table["segments"]:
+        parts.append(
+            "segments " + ", ".join(f"{s['kind']}:{s['key']}" for s in segments)
+        )
+    for rule in table["rules"]:
+        who = [f"{rule['key']}={rule['value']}"] if rule["key"] else []
+        who += [f"{len(rule['units'])} units"] if rule["units"] else []
+        parts.append(f"{' or '.join(who)} to version {rule['version']}")
+    for alias, version in sorted(table["aliases"].items()):
+        parts.append(f"{alias} = {version}")
+    yield f"{one['model']}: {'; '.join(parts)}"
+    for version, sums in sorted(one["shadows"].items(), key=lambda pair: int(pair[0])):
+        dropped = {k: n for k, n in sums["counts"].items() if k.startswith("dropped")}
+        if dropped:
+            why = ", ".join(
+                f"{n} {k.removeprefix('dropped_')}" for k, n in dropped.items()
+            )
+            yield f"{one['model']}: copies for shadow {version} dropped: {why}"
+    for segment in one["segments"]:
+        shares = ", ".join(
+            f"{arm['version']} {weight:.1%}"
+            for arm, weight in zip(one["arms"], segment["weights"], strict=True)
+        )
+        yield f"{one['model']}: segment {' '.join(segment['values']) or '-'}: {shares}"
 
 
 def show_decisions(

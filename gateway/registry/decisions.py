@@ -7,7 +7,7 @@ counted elsewhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.errors import ChangeRefused, InvalidRequest, UnknownModel
@@ -37,6 +37,7 @@ def import_versions(
 ) -> tuple[Model, tuple[int, ...]]:
     """Add versions; the first ones of a model make the highest its champion.
 
+    Of those that their source serves, if it serves some: importing moves no traffic.
     A numbered candidate whose version is there with the same bytes is that version.
 
     Returns:
@@ -71,7 +72,8 @@ def import_versions(
     aliases = {**model.traffic.aliases, LATEST: highest}
     traffic = replace(model.traffic, aliases=aliases)
     model = replace(model, versions=versions, traffic=traffic)
-    return _begun(model), tuple(numbers)
+    found = zip(candidates, numbers, strict=True)
+    return _begun(model, {n for one, n in found if one.waits}), tuple(numbers)
 
 
 def set_metadata(model: Model, version: int, fields: Mapping[str, object]) -> Model:
@@ -188,7 +190,7 @@ def _with_champion(model: Model, version: int) -> Model:
     return _answering(model, traffic, frozen=traffic.frozen)
 
 
-def _begun(model: Model) -> Model:
+def _begun(model: Model, waiting: Collection[int] = ()) -> Model:
     """Let the highest version that may answer be the champion, where none was decided.
 
     Later ones wait for a decision: neither import nor approval alone moves traffic.
@@ -196,7 +198,7 @@ def _begun(model: Model) -> Model:
     may = [version for version in model.versions if model.may_serve(version)]
     if model.traffic.arms or not may:
         return model
-    return _with_champion(model, max(may))
+    return _with_champion(model, max(set(may).difference(waiting) or may))
 
 
 def _with_version(model: Model, version: Version) -> Model:

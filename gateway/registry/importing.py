@@ -184,13 +184,20 @@ def _triton_model(folder: Path, store: ArtefactStore, source: str) -> Import | N
     found, skipped = find_versions(name, folder, config or ModelConfig())
     if not found:
         return None
+    served = config.version_policy.specific.versions if config is not None else ()
     candidates = []
     for version in found:
         where = f"{source}/{version.version}"
         made = _take_in_file(version.path, store, where, name)
         made = _described(made, folder, name, where, version.path.parent)
-        notes = (*made.notes, *skipped)
-        candidates.append(replace(made, version=version.version, notes=notes))
+        candidates.append(
+            replace(
+                made,
+                version=version.version,
+                notes=(*made.notes, *skipped),
+                waits=bool(served) and version.version not in served,
+            )
+        )
     return Import(name, tuple(candidates))
 
 

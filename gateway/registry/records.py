@@ -132,6 +132,7 @@ class Candidate:
         config: Its ``config.pbtxt``; empty for none.
         metadata: What is said about it.
         notes: Worth telling: what was left out, and why.
+        waits: Its source serves other versions of the model, and not this one.
     """
 
     digest: str
@@ -140,6 +141,7 @@ class Candidate:
     config: str = ""
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

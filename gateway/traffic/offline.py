@@ -229,7 +229,7 @@ def _refuse_untried(log: Decisions, wanted: Array, names: Sequence[str]) -> None
         name = names[arm] if names else f"arm {arm}"
         where = f" in segment {segment}" if len(wanted) > 1 else ""
         raise Unanswerable(
-            f"{name} was never chosen{where}, so nothing is known of what it earns; "
+            f"{name} has no rewards here{where}, so nothing is known of what it earns; "
             "give it a floor and collect decisions, or leave it out of the target"
         )
 

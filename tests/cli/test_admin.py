@@ -377,6 +377,31 @@ def test_a_split_leaves_the_champion_where_it_is(admin: Any, served: Served) -> 
     assert roles(served) == {3: "challenger", 2: "champion"}
 
 
+def test_a_table_is_shown_with_all_that_it_decides(admin: Any, served: Served) -> None:
+    served.set(
+        {1: 0.5, 2: 0.5},
+        "sticky",
+        unit={"kind": "metadata", "key": "x-user"},
+        segments=[{"kind": "parameter", "key": "country"}],
+        rules=[
+            {"version": 2, "key": "x-region", "value": "eu"},
+            {"version": 1, "units": ["ann", "bob"]},
+        ],
+        frozen=True,
+    )
+    revision = served.shown()["table"]["revision"]
+    about = admin("traffic", "show", MODEL).stdout.splitlines()[-1]
+    assert about.startswith(f"{MODEL}: revision {revision}; frozen; ")
+    for part in (
+        "unit metadata:x-user",
+        "segments parameter:country",
+        "x-region=eu to version 2",
+        "2 units to version 1",
+        "champion = 1",
+    ):
+        assert f"; {part}" in about
+
+
 def test_what_is_known_of_an_arm_is_shown(admin: Any, served: Served) -> None:
     served.set({1: 0.5, 2: 0.5}, "thompson")
     item = pb.RewardRequest.Item(version=2, reward=1.0, propensity=0.5)
@@ -385,7 +410,7 @@ def test_what_is_known_of_an_arm_is_shown(admin: Any, served: Served) -> None:
     assert (arms[0]["effective"], arms[0]["mean_reward"]) == (0, None)
     assert 45 < arms[1]["effective"] < arms[1]["rewards"] == 50
     assert 0.9 < arms[1]["best"] < 1
-    header, _, row = admin("traffic", "show", MODEL).stdout.splitlines()
+    header, _, row, _ = admin("traffic", "show", MODEL).stdout.splitlines()
     assert header.split()[6:] == (
         ["REQUESTS", "REWARDS", "EFFECTIVE", "MEAN", "REWARD", "P(BEST)", "AGREES"]
     )

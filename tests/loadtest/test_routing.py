@@ -35,7 +35,7 @@ def test_changes_are_measured_on_a_whole_gateway() -> None:
 @pytest.mark.slow
 def test_choosing_an_arm_costs_about_a_microsecond() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "loadtest", "routing", "--json"],
+        [sys.executable, "-m", "loadtest", "routing", "--rounds", "15", "--json"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -169,6 +169,7 @@ def test_a_triton_repository_gives_all_models_and_versions(
     assert (a.model, b.model) == ("a", "b")
     assert [made.version for made in a.candidates] == [1, 12]
     one, twelve = a.candidates
+    assert (one.waits, twelve.waits) == (False, True), "1 is what it serves"
     assert (one.metadata.owner, one.metadata.stage) == ("ada", "")
     assert (twelve.metadata.owner, twelve.metadata.stage) == ("ada", "staging")
     assert twelve.metadata.lineage.source == f"{source}/a/12"
@@ -178,7 +179,7 @@ def test_a_triton_repository_gives_all_models_and_versions(
     assert 'name: "w"' not in one.config
     assert any("model_warmup 'w' is left out" in note for note in one.notes)
     (two,) = b.candidates
-    assert two.version == 2
+    assert (two.version, two.waits) == (2, False)
     assert (store.folder(two.digest) / "w.bin").read_bytes() == b"abc"
     (again,) = taken(source / "a", store)
     assert [made.digest for made in again.candidates] == [

@@ -199,6 +199,15 @@ def test_owners_of_buckets_are_made_from_those_in_force(three: Registry) -> None
     assert three.set_traffic("m", replace(asked, buckets=()), change) == first
 
 
+def test_the_first_champion_is_one_that_the_source_serves(registry: Registry) -> None:
+    both = [candidate("a", version=1), candidate("b", version=4, waits=True)]
+    registry.import_versions("m", both, by())
+    traffic = registry.traffic("m")
+    assert (traffic.arms, traffic.aliases["latest"]) == (only(1), 4)
+    registry.import_versions("n", [candidate("c", waits=True)], by())
+    assert registry.traffic("n").arms == only(1)
+
+
 def test_what_is_so_already_is_no_change(three: Registry) -> None:
     three.approve("m", 1, by("bob"))
     three.set_alias("m", "blue", 1, by())

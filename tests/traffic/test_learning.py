@@ -112,7 +112,7 @@ def test_segments_of_an_older_table_teach_of_the_arm_alone() -> None:
 def test_an_arm_that_was_not_tried_goes_by_its_version() -> None:
     learner = Learner(TABLE)
     learner.reward([reward()] * 200)
-    with pytest.raises(Unanswerable, match="version 2 was never chosen, so"):
+    with pytest.raises(Unanswerable, match="version 2 has no rewards here, so"):
         learner.estimate({2: 1.0})
 
 

@@ -130,11 +130,11 @@ HALVES = np.tile([0, 1], 500)
 @pytest.mark.parametrize(
     ("log", "target", "message"),
     [
-        ((ONES * 0, ONES, ONES), [0.5, 0.5], "arm 1 was never chosen, so"),
+        ((ONES * 0, ONES, ONES), [0.5, 0.5], "arm 1 has no rewards here, so"),
         (
             (HALVES, ONES / 2, ONES, HALVES),
             [0.5, 0.5],
-            "arm 1 was never chosen in segment 0",
+            "arm 1 has no rewards here in segment 0",
         ),
         (
             (np.arange(1000) < 3, np.where(np.arange(1000) < 3, 0.003, 0.997), ONES),
