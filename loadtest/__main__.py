@@ -100,9 +100,7 @@ def routing(
     from loadtest import changes as loading
     from loadtest import routing as choosing
 
-    if changes:
-        raise typer.Exit(loading.run(as_json=json))
-    raise typer.Exit(choosing.run(rounds=rounds, as_json=json))
+    raise typer.Exit(loading.run(json) if changes else choosing.run(rounds, json))
 
 
 @app.command()

@@ -183,7 +183,7 @@ def measure(sizes: Sequence[int] = SIZES) -> Iterator[tuple[int, dict[str, float
                 bench.ask_all(bench.names[-CHANGES:])
 
 
-def run(*, as_json: bool) -> int:
+def run(as_json: bool) -> int:
     """Measure and print."""
     found = dict(measure())
     if as_json:

@@ -256,7 +256,7 @@ async def measure(rounds: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def run(*, rounds: int, as_json: bool) -> int:
+def run(rounds: int, as_json: bool) -> int:
     """Measure and print."""
     found = asyncio.run(measure(rounds))
     if as_json:
