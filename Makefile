@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_SECONDS ?= 20
 FLOOR_CASES ?= m1-unary-c64
-SIDE_BY_SIDE := $(addprefix tests/,cli conformance differential feedback protocol registry traffic triton unit workers)
+SIDE_BY_SIDE := $(addprefix tests/,cli differential feedback protocol registry unit workers)
 
 .PHONY: setup demo test regret adversity tools conformance bench floors lint types imports check lock protos clean
 

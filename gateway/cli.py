@@ -22,17 +22,8 @@ import yaml
 
 from gateway.commands.audit import audit_app
 from gateway.commands.models import add_model_commands
-from gateway.commands.repository import (
-    ADDRESS,
-    Address,
-    Ca,
-    Cert,
-    Key,
-    Timeout,
-    UseTls,
-    add_repository_commands,
-    reach,
-)
+from gateway.commands.options import takes
+from gateway.commands.repository import Reach, add_repository_commands
 from gateway.commands.shared import (
     AsJson,
     Model,
@@ -204,7 +195,9 @@ def doctor(config: ConfigFile = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@takes(Reach)
 def call(
+    reach: Reach,
     model: Model,
     *,
     payload: Annotated[
@@ -221,19 +214,11 @@ def call(
     output: Annotated[
         Literal["text", "json"], typer.Option(help="Form of the answer.")
     ] = ("text"),
-    address: Address = ADDRESS,
-    timeout: Timeout = 30.0,
-    tls: UseTls = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
 ) -> None:
     """Send one request to a model and print the answer."""
     from gateway.call import build_request, read_payload, response_values
 
-    with reach(
-        address, timeout, tls=tls, ca=ca, cert=cert, key=key, as_json=output == "json"
-    ) as client:
+    with reach.client(as_json=output == "json") as client:
         values = read_payload(payload)
         metadata = client.metadata(model, model_version)
         request = build_request(metadata, values, version=model_version)

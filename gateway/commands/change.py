@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.commands.options import takes
 from gateway.commands.shared import (
     ADMIN,
     MAX_INT,
@@ -26,8 +25,6 @@ from gateway.logs import escape
 if TYPE_CHECKING:
     from gateway.admin_client import AdminClient
     from gateway.protocol import admin_pb2 as pb
-
-_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,25 +80,8 @@ class Options:
             raise typer.Exit(1)
 
 
-def change_command(
-    command: Callable[Concatenate[Options, _P], None],
-) -> Callable[..., None]:
-    """Give a command the options of every change: it gets them as its first argument.
-
-    Typer reads a signature, and so the one that it gets has both kinds of arguments.
-    """
-    own = [*inspect.signature(command, eval_str=True).parameters.values()][1:]
-    common = [*inspect.signature(Options, eval_str=True).parameters.values()]
-
-    @wraps(command)
-    def run(**given: Any) -> None:  # noqa: ANN401 - whatever the command takes
-        options = Options(**{one.name: given.pop(one.name) for one in common})
-        command(options, **given)  # type: ignore[call-arg]
-
-    every = own + common
-    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in every}
-    return run
+change_command = takes(Options)
+"""Gives a command the options of every change as its first argument."""
 
 
 def _body(answer: pb.ChangeResponse) -> dict[str, Any]:
