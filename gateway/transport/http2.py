@@ -152,7 +152,7 @@ class Connection(Receiver):
         self.first_id = self.last_id + 1
         end = len(data)
         streams = self.streams
-        largest = self.limits.max_frame_bytes
+        usual = self.limits.max_whole_bytes
         stream_window = self.limits.stream_window_bytes
         unpack = frames.unpack_header
         heads = self._heads
@@ -164,9 +164,8 @@ class Connection(Receiver):
             length = high << 8 | low
             start = position + 9
             position = start + length
-            if length > largest:
-                text = f"a frame of {length} bytes exceeds {largest}"
-                raise Violation(ErrorCode.FRAME_SIZE_ERROR, text, "frame_bytes")
+            if length > usual:
+                self._check_large(kind, length)
             if self._expect is not None:
                 self._check_expected(kind, flags, stream_id)
             if position > end:

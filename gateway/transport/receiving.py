@@ -22,10 +22,6 @@ from gateway.transport.streams import (
     Violation,
 )
 
-_HEADERS_SLACK = 261
-"""Padding and priority of a HEADERS frame. What must be held whole until it is there
-may not be larger than the largest header block: nobody else counts it."""
-
 
 class Receiver(Control):
     """The part of a connection that takes bodies; see `Control` for the arguments."""
@@ -53,6 +49,16 @@ class Receiver(Control):
             stream.unread -= stream.consumed
             stream.consumed = 0
 
+    def _check_large(self, kind: int, length: int) -> None:
+        """Refuse a frame that is too large, whether or not all of it is there."""
+        largest = self.limits.max_frame_bytes
+        if length > largest:
+            text = f"a frame of {length} bytes exceeds {largest}"
+            raise Violation(ErrorCode.FRAME_SIZE_ERROR, text, "frame_bytes")
+        if kind != DATA and length > self.limits.max_whole_bytes:
+            text = f"a frame of type {kind} with {length} bytes"
+            raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "frame_bytes")
+
     def _begin_data(  # noqa: PLR0917 - a frame as the loop has it
         self, data: bytes, start: int, length: int, kind: int, flags: int, raw_id: int
     ) -> int:
@@ -60,9 +66,6 @@ class Receiver(Control):
         end = len(data)
         if length <= MIN_FRAME_BYTES:
             return start - frames.HEADER_BYTES
-        if kind != DATA and length > self.limits.max_header_bytes + _HEADERS_SLACK:
-            text = f"a frame of type {kind} with {length} bytes"
-            raise Violation(ErrorCode.ENHANCE_YOUR_CALM, text, "frame_bytes")
         if kind != DATA or start >= end:
             return start - frames.HEADER_BYTES
         padded = bool(flags & PADDED)

@@ -13,6 +13,8 @@ from gateway.transport.hpack_tables import Header
 _SMALL_BYTES = 1024
 """Pieces below this size are gathered: as objects of their own, pieces of two bytes
 would cost 28 times what they hold."""
+_HEADERS_SLACK = 261
+"""Length of the padding, 255 bytes of it, and the priority of a HEADERS frame."""
 
 
 def gather(chunks: list[bytes | bytearray], data: bytes) -> None:
@@ -57,6 +59,15 @@ class Limits:
         keeps the table in step, so that the other calls go on.
         """
         return 4 * self.max_header_bytes
+
+    @property
+    def max_whole_bytes(self) -> int:
+        """Payload of a frame that must be held until all of it is there.
+
+        No more than a HEADERS frame with the largest block: nobody else counts it. Of
+        DATA alone there may be more, as it is handed on in pieces.
+        """
+        return min(self.max_frame_bytes, self.max_block_bytes + _HEADERS_SLACK)
 
 
 @dataclass(slots=True)

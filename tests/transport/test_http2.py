@@ -391,6 +391,28 @@ def test_a_large_padded_frame_is_delivered_as_it_comes(padding: int) -> None:
         assert len(session.opened) == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "outcome"),
+    [
+        (HEADERS, 17_000, (None, {"header_bytes": 1}, 1)),
+        (HEADERS, 65_000, (None, {"header_bytes": 1}, 1)),
+        (HEADERS, 65_700, (ENHANCE_YOUR_CALM, {"header_bytes": 1}, 0)),
+        (HEADERS, 66_000, (ENHANCE_YOUR_CALM, {"frame_bytes": 1}, 0)),
+        (0x20, 65_700, (None, {}, 0)),
+        (0x20, 66_000, (ENHANCE_YOUR_CALM, {"frame_bytes": 1}, 0)),
+        (0x20, (1 << 20) + 1, (FRAME_SIZE_ERROR, {"frame_bytes": 1}, 0)),
+    ],
+)
+def test_what_is_too_large_is_so_however_it_is_cut(
+    kind: int, size: int, outcome: tuple[int | None, dict[str, int], int]
+) -> None:
+    sent = frame(kind, 4, 1, BLOCK + peer.long_field(size - len(BLOCK) - 7))
+    for at in (1, 9, 10, 20_000, size // 2, len(sent)):
+        session = opened().feed(sent[:at], sent[at:])
+        code = next((f.code for f in session.frames() if f.kind == GOAWAY), None)
+        assert (code, session.statistics.limits, len(session.opened)) == outcome
+
+
 def test_a_frame_in_pieces_of_two_bytes_takes_what_it_holds() -> None:
     session = with_stream()
     sent = peer.data(1, bytes(16_384), end=True)
