@@ -6,7 +6,7 @@ DEMO_SECONDS ?= 20
 FLOOR_CASES ?= m1-unary-c64
 SIDE_BY_SIDE := $(addprefix tests/,cli differential feedback protocol registry unit workers)
 
-.PHONY: setup demo test regret adversity tools conformance bench floors lint types imports check lock protos clean
+.PHONY: setup demo test regret adversity tools conformance bench floors lint types imports check kafka lock protos clean
 
 setup: $(VENV)/.installed  ## the virtual environment, from the lock file
 
@@ -47,11 +47,15 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+	$(BIN)/mypy deploy/kafka/broker.py
 
 imports: setup
 	$(BIN)/lint-imports
 
 check: lint types imports test  ## everything .ci/run runs
+
+kafka: setup  ## a Kafka broker for a trial, on port 9092 (Java 17 and Maven)
+	$(BIN)/python deploy/kafka/broker.py
 
 lock: setup  ## resolve dependencies anew
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -187,13 +188,8 @@ class Cluster:
         self._nodes = range(1, nodes + 1)
         self._secure = secure
         self._properties = dict(properties or {})
-        self._java = [
-            str(find_java()),
-            "-Xms64m",
-            f"-Xmx{heap_mb}m",
-            "-XX:+UseSerialGC",
-        ]
-        self._java += ["-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true"]
+        self._java = [str(find_java()), "-Xms64m", f"-Xmx{heap_mb}m"]
+        self._java += ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         self._java += [f"-Dlog4j2.configurationFile={HERE / 'log4j2.properties'}"]
         self._java += ["-cp", f"{find_jars()}/*"]
         free = list(islice(filter(_is_free, random.sample(_PORTS, 2000)), 3 * nodes))
@@ -202,13 +198,16 @@ class Cluster:
             clients = list(range(port, port + 2 * nodes))
         self._plain, self._tls = clients[:nodes], clients[nodes:] if secure else []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        # The kernel kills a node when the thread that started it ends (pdeathsig).
+        self._starter = ThreadPoolExecutor(1, "kafka-starter")
 
     def __enter__(self) -> Self:
         self._data.mkdir(parents=True, exist_ok=True, mode=0o700)
         known = self._identity()
         form = ["format", "-g", "-c", "server.properties", "-t", known["id"]]
         if self._secure:
-            self._make_certificate(known["password"])
+            if not (self._data / "ca.pem").exists():
+                self._make_certificate(known["password"])
             user = f"[name={USER},password={known['password']}]"
             for kind in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
                 form += ["--add-scram", f"{kind}={user}"]
@@ -219,7 +218,7 @@ class Cluster:
                 tool = [*self._java, "kafka.tools.StorageTool", *form]
                 _run(tool, "formatting the storage", cwd=folder)
         with contextlib.ExitStack() as unless_all_start:
-            unless_all_start.callback(self.kill, *self._nodes)
+            unless_all_start.push(self)
             self.start(*self._nodes)
             unless_all_start.pop_all()
         return self
@@ -233,6 +232,7 @@ class Cluster:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, give_up - time.monotonic()))
         self.kill(*self._nodes)
+        self._starter.shutdown()
 
     @property
     def bootstrap(self) -> str:
@@ -264,7 +264,8 @@ class Cluster:
         give_up = time.monotonic() + START_TIMEOUT_S
         for node in nodes:
             if node not in self.pids:
-                self._processes[node] = self._launch(node)
+                launched = self._starter.submit(self._launch, node)
+                self._processes[node] = launched.result()
         for node in nodes:
             while _READY not in self._log(node, "console.log"):
                 if node not in self.pids or time.monotonic() > give_up:
@@ -284,7 +285,6 @@ class Cluster:
         for port in (self._plain[node - 1], *self._tls[node - 1 : node]):
             if not _is_free(port):
                 raise BrokerFailed(f"port {port} is taken: choose another one")
-        # Whoever kills the starter leaves no JVM behind.
         guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with (self._folder(node) / "console.log").open("wb") as console:
             return subprocess.Popen(
@@ -304,7 +304,7 @@ class Cluster:
         """Return `what` happened and the end of the logs, without stack traces."""
         text = self._log(node, "broker.log") + self._log(node, "console.log")
         said = [line[:300] for line in text.splitlines() if not line.startswith("\tat")]
-        title = f"node {node} {what}; the end of the logs in {self._folder(node)}:"
+        title = f"node {node} {what}; from the logs in {self._folder(node)}:"
         return "\n  ".join([title, *said[-12:]])
 
     def _identity(self) -> dict[str, Any]:
@@ -323,8 +323,6 @@ class Cluster:
         return known
 
     def _make_certificate(self, password: str) -> None:
-        if (ca := self._data / "ca.pem").exists():
-            return
         tool = [str(Path(self._java[0]).resolve().with_name("keytool"))]
         tool += ["-keystore", str(self._data / "broker.p12"), "-alias", "broker"]
         tool += ["-storepass:env", "STORE_PASSWORD"]
@@ -334,7 +332,8 @@ class Cluster:
         make += ["-ext", "san=dns:localhost,ip:127.0.0.1"]
         env = os.environ | {"STORE_PASSWORD": password}
         _run(tool + make, "making a certificate", env=env)
-        ca.write_text(_run([*tool, "-exportcert", "-rfc"], "exporting it", env=env))
+        pem = _run([*tool, "-exportcert", "-rfc"], "exporting it", env=env)
+        (self._data / "ca.pem").write_text(pem)
 
     def _config(self, node: int, known: Mapping[str, Any]) -> str:
         """Return `server.properties` of a node."""
