@@ -41,7 +41,8 @@ class Extent(NamedTuple):
 
 
 OnAssigned = Callable[[Collection[int]], Awaitable[Mapping[Place, int]]]
-"""Told which partitions came to this consumer; returns where to begin reading."""
+"""Told which partitions came to this consumer; returns where to begin reading, by
+place. Those not named go on where the group's last commit was."""
 OnRevoked = Callable[[Collection[int]], Awaitable[None]]
 """Told which are taken from it, while it may still commit what it has."""
 
@@ -82,6 +83,8 @@ class EventLog(Protocol):
 
     async def append(self, topic: str, partition: int, events: Sequence[Event]) -> None:
         """Add events to the end of a partition; they are durable on return.
+
+        Their `time_ms` may be lost: Kafka's topics have its own time instead.
 
         Raises:
             LogUnavailable: Some or all of them are not.

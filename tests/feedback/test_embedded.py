@@ -245,45 +245,6 @@ async def test_appends_that_wait_share_a_transaction(tmp_path: Path) -> None:
     await log.close()
 
 
-async def test_a_consumer_waits_reads_on_and_begins_where_it_is_told(
-    tmp_path: Path,
-) -> None:
-    log = EmbeddedLog(_file(tmp_path))
-    told: list[object] = []
-
-    async def assigned(partitions: object) -> dict[Place, int]:
-        told.append(partitions)
-        return {PLACE: 2}
-
-    async def revoked(partitions: object) -> None:
-        told.append(partitions)
-
-    await log.append(*PLACE, [Event(b"", b"%d" % n) for n in range(5)])
-    consumer = log.consumer("join")
-    await consumer.start(assigned, revoked)
-    assert sum(consumer.lag().values()) == 3
-    found = await consumer.poll(2, 1.0)
-    assert [stored.event.value for stored in found] == [b"2", b"3"]
-    await consumer.commit({PLACE: 4})
-    assert [s.event.value for s in await consumer.poll(100, 1.0)] == [b"4"]
-    assert await consumer.poll(100, 0.01) == ()
-    waiting = asyncio.ensure_future(consumer.poll(100, 30.0))
-    await log.append(PREDICTIONS, 3, [Event(b"", b"block")])
-    assert [stored.topic for stored in await waiting] == [PREDICTIONS]
-    await consumer.stop()
-    assert told == [range(4), range(4)]
-
-    async def anew(partitions: object) -> dict[Place, int]:
-        return {}
-
-    again = log.consumer("join")
-    await again.start(anew, revoked)
-    found = await again.poll(100, 1.0)
-    assert [s.event.value for s in found if s.topic == LABELS] == [b"4"]
-    await again.stop()
-    await log.close()
-
-
 async def test_damage_that_is_met_later_is_set_aside_too(tmp_path: Path) -> None:
     """A file that was closed cleanly is not checked as a whole when it is opened."""
     log = EmbeddedLog(_file(tmp_path))
