@@ -19,6 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from gateway.feedback_config import FeedbackConfig
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Milliseconds = Annotated[int, Field(ge=0)]
@@ -276,6 +278,7 @@ class Config(BaseSettings):
     admission: AdmissionConfig = AdmissionConfig()
     admin: AdminConfig = AdminConfig()
     traffic: TrafficConfig = TrafficConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
     drain: DrainConfig = DrainConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()

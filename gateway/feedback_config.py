@@ -1,4 +1,4 @@
-"""The configuration of the event log."""
+"""The configuration of the event log and the join; a section of `gateway.config`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _SECTION = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 _Count = Annotated[int, Field(ge=1)]
+_Bytes = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class KafkaConfig(BaseModel):
@@ -61,3 +64,111 @@ class KafkaConfig(BaseModel):
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key belong together")
         return self
+
+
+class InputsConfig(BaseModel):
+    """Inputs that are recorded beside outputs, for retraining and for parity checks."""
+
+    model_config = _SECTION
+
+    rate: _Share = 0.0
+    """Share of the predictions whose inputs are recorded, chosen by a hash of the id.
+    Explored and shadow predictions always are, unless this is 0."""
+    drop: tuple[str, ...] = ()
+    """Inputs that never leave a front."""
+    hash: tuple[str, ...] = ()
+    """Inputs of which only a hash leaves a front (SHA-256 with `hash_salt_file`)."""
+    hash_salt_file: Path | None = None
+    """File with the secret that goes into those hashes."""
+
+    @model_validator(mode="after")
+    def _salted(self) -> InputsConfig:
+        if self.hash and self.hash_salt_file is None:
+            raise ValueError("hash: set hash_salt_file, or anybody can try values")
+        return self
+
+
+class LabelConfig(BaseModel):
+    """One label of a model."""
+
+    model_config = _SECTION
+
+    type: Literal["class", "number", "vector", "bool"] = "class"
+    """``class``: text. ``vector``: numbers."""
+    classes: tuple[str, ...] = ()
+    """Classes there are; empty for any (each at most 256 characters)."""
+    length: Annotated[int, Field(ge=0)] = 0
+    """Numbers of a vector; 0 for any, up to 4096."""
+
+
+class JoinConfig(BaseModel):
+    """How the labels of a model meet its predictions."""
+
+    model_config = _SECTION
+
+    labels: dict[str, LabelConfig] = {"label": LabelConfig()}
+    """Labels there are, by name; others go to the dead letters."""
+    window_s: _Count = 3600
+    """How long a prediction waits for its labels. Its row is emitted when the window
+    closes and not before, so that slow labels count as much as fast ones."""
+    lateness_s: Annotated[int, Field(ge=0)] = 86_400
+    """How long after that corrections are taken; later ones go to the dead letters."""
+    conflict: Literal["first", "last", "sum", "max", "reject"] = "last"
+    """What becomes of a second, different value: ``last`` is the highest `seq`, then
+    the latest event time; ``sum`` and ``max`` are for numbers that come in parts."""
+    default: float | bool | str | None = None
+    """Value of a label that never came; without one its row says ``missing``."""
+    needs_activation: bool = False
+    """Only predictions that somebody acted upon (an activation event) are joined."""
+    cohort_s: _Count = 3600
+    """Rows are counted by the time of their prediction, in steps of this."""
+    sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the champion's predictions that are joined, by a hash of the id, with
+    the others' weight; explored and shadow predictions always are."""
+    dangling_ttl_s: Annotated[int, Field(ge=120)] = 600
+    """How long a label waits for its prediction."""
+    by_request_id: bool = False
+    """Labels may name the client's own request id instead of the prediction id."""
+
+
+class FeedbackConfig(BaseModel):
+    """The event log and the join of labels to predictions."""
+
+    model_config = _SECTION
+
+    enabled: bool = False
+    """Record predictions in the event log and join labels to them."""
+    partitions: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Of each topic. It cannot change later: labels would miss their predictions."""
+    kafka: KafkaConfig | None = None
+    """Brokers that hold the event log; without them it is a file in `state_dir`."""
+    retention_h: _Count = 24 * 30
+    """How long the embedded log keeps events; Kafka's topics say so themselves."""
+    max_log_bytes: _Bytes = 8 << 30
+    """Size at which the embedded log drops its oldest events before their time."""
+    block_rows: Annotated[int, Field(ge=1, le=65_536)] = 512
+    """Predictions that a front sends together, at most."""
+    block_ms: Annotated[int, Field(ge=1)] = 50
+    """How long one waits for others, at most."""
+    ring_bytes: _Bytes = 64 << 20
+    """What a front keeps while the log does not take it; more is dropped, counted."""
+    inputs: InputsConfig = InputsConfig()
+    """Inputs that are recorded beside the outputs."""
+    host: str = "127.0.0.1"
+    """Address of `port`."""
+    port: _Port | None = None
+    """TCP port of the Outcomes service, where labels come in over gRPC; 0 takes a free
+    one. It always listens on ``outcomes.sock`` in `state_dir`."""
+    max_label_bytes: _Bytes = 64 << 10
+    """Largest label event that is taken."""
+    max_pending: _Count = 10_000_000
+    """Predictions of one partition that wait for labels; beyond it half of them are
+    joined, by a hash of the id, with twice the weight, then a quarter, and so on."""
+    max_dangling: _Count = 1_000_000
+    """Labels of one partition that wait for predictions; more are dead letters."""
+    idle_s: _Count = 30
+    """A topic without events for this long no longer holds time back."""
+    models: dict[str, JoinConfig] = {}
+    """How the labels of each model meet its predictions."""
+    default: JoinConfig = JoinConfig()
+    """The same for models that are not named."""

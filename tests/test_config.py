@@ -99,15 +99,15 @@ def test_all_problems_come_together_with_line_key_and_way_out(tmp_path: Path) ->
         "baton.yaml:3: grpc.fronts: 0 should be greater than or equal to 1 "
         "(remove it for the default, 1)",
         "baton.yaml:4: port: unknown (did you mean grpc.port or admin.port or "
-        "metrics.port?)",
+        "feedback.port or metrics.port?)",
         "baton.yaml:5: workers: a section, not a value (indent its settings below it)",
         "baton.yaml:6: log.level: 'loud' should be 'debug', 'info', 'warning' or "
         "'error' (remove it for the default, info)",
         "baton.yaml:7: load[1]: 1 should be a valid string "
         "(remove it for the default, all)",
         "baton.yaml:8: zzz: unknown (known here: model_repository, load, state_dir, "
-        "max_model_bytes, grpc, workers, batching, admission, admin, traffic, drain, "
-        "metrics, log)",
+        "max_model_bytes, grpc, workers, batching, admission, admin, traffic, "
+        "feedback, drain, metrics, log)",
     ]
 
 
