@@ -170,15 +170,16 @@ class KafkaConsumer:
             _log.info("commit_refused", reason=type(error).__name__)
 
     def lag(self) -> Mapping[Place, int]:
-        """Return the events of each partition that were not read yet."""
+        """Return the events of each partition that were not read yet, where known."""
         consumer, prefix = self._the_consumer(), self._config.topic_prefix
+        mine = consumer.assignment()
         found = {}
         for place, following in self._following.items():
             where = TopicPartition(prefix + place.topic, place.partition)
-            end = None
-            if where in consumer.assignment():
-                end = consumer.highwater(where)
-            found[place] = max(0, (end or following) - following)
+            # Before its first fetch nobody knows the end: that is not "nothing left".
+            end = consumer.highwater(where) if where in mine else None
+            if end is not None:
+                found[place] = max(0, end - following)
         return found
 
     async def stop(self) -> None:

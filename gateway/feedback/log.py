@@ -66,7 +66,10 @@ class Consumer(Protocol):
         """Say which offset is the next to read, for whoever reads after this one."""
 
     def lag(self) -> Mapping[Place, int]:
-        """Return how many events of each partition are not read yet."""
+        """Return how many events of each partition are not read yet.
+
+        Partitions of which that is not known yet are left out.
+        """
 
     async def stop(self) -> None:
         """Leave the group."""
