@@ -130,6 +130,17 @@ class JoinConfig(BaseModel):
     by_request_id: bool = False
     """Labels may name the client's own request id instead of the prediction id."""
 
+    @model_validator(mode="after")
+    def _in_parts(self) -> JoinConfig:
+        if self.conflict in ("sum", "max"):
+            others = [n for n, label in self.labels.items() if label.type != "number"]
+            if others:
+                raise ValueError(
+                    f"conflict: {self.conflict} is for labels of type number; "
+                    f"{', '.join(others)} is of another"
+                )
+        return self
+
 
 class FeedbackConfig(BaseModel):
     """The event log and the join of labels to predictions."""

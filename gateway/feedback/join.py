@@ -1,0 +1,370 @@
+"""Predictions meet their labels. Pure: time comes in as an argument.
+
+What comes out is a function of the events and of when the log took them in
+(`Stored.arrived_ms`), not of how the two topics were interleaved or cut into batches:
+
+- A label is in time until its prediction's time plus the window, a correction until
+  the lateness after that, and a dead letter from then on.
+- A label without a prediction is an orphan unless a prediction was taken in at most
+  the dangling time later.
+- All labels of a prediction lie in one partition, in order. Those that come before
+  their prediction are held and applied in that order.
+
+Only the moment when a row is emitted depends on the watermark. A row is emitted when
+its window closes: that is when the watermark passes it, or when a label says by its own
+time of arrival that no other can be in time. Whatever changes an emitted row later
+takes it back (-1) and emits it again (+1) in the same cohort.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gateway.feedback.label_state import Known, Verdict, fold, misfit
+from gateway.feedback.rows import row_of
+from gateway.feedback.types import (
+    DeadLetter,
+    Label,
+    LabelKind,
+    Outcome,
+    Prediction,
+    Reason,
+    Status,
+    Stored,
+    Tensor,
+)
+from gateway.feedback_config import FeedbackConfig, JoinConfig
+
+RowKey = tuple[int, str, int]
+"""Version, role and row."""
+
+
+class Held(NamedTuple):
+    """A label, with the event that it came in."""
+
+    stored: Stored
+    label: Label
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request whose labels may still come.
+
+    Attributes:
+        model: Of the request, as are `time_ms` and `rows`.
+        arrived_ms: When the log took in the first of its predictions.
+        answers: By version and role, of those that are joined.
+        labels: By row and name.
+        activated: Somebody acted upon the answer.
+        closed: Its window is; its rows are emitted.
+        revisions: Of the emitted rows that were corrected.
+    """
+
+    model: str
+    time_ms: int
+    rows: int
+    arrived_ms: int
+    answers: dict[tuple[int, str], Prediction] = field(default_factory=dict)
+    labels: dict[tuple[int, str], Known] = field(default_factory=dict)
+    activated: bool = False
+    closed: bool = False
+    revisions: dict[RowKey, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class WorkingSet:
+    """The part of a partition's state that a batch of events may touch.
+
+    Attributes:
+        pending: By prediction id.
+        dangling: Labels without a prediction, in order, by prediction id.
+        held: How many labels are dangling in the whole partition.
+        changed: Ids whose state is not what it was.
+    """
+
+    pending: dict[bytes, Pending] = field(default_factory=dict)
+    dangling: dict[bytes, list[Held]] = field(default_factory=dict)
+    held: int = 0
+    changed: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a batch brought about.
+
+    Attributes:
+        outcomes: Rows, in the order in which they were emitted.
+        dead: Labels that could not be used.
+        counts: Labels by what became of them.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Join:
+    """Applies events to a working set.
+
+    Args:
+        config: Of all models.
+        state: Where the state of every id is that the events name.
+    """
+
+    def __init__(self, config: FeedbackConfig, state: WorkingSet) -> None:
+        self._config = config
+        self._state = state
+        models = (config.default, *config.models.values())
+        self._shortest_ms = min(horizon_ms(model) for model in models)
+        self.effects = Effects()
+
+    def settings(self, model: str) -> JoinConfig:
+        """Return the settings of a model."""
+        return self._config.models.get(model, self._config.default)
+
+    def due_ms(self, pending: Pending) -> int:
+        """Return when the watermark closes a request, or has it forgotten."""
+        settings = self.settings(pending.model)
+        if pending.closed:
+            return pending.time_ms + horizon_ms(settings)
+        return pending.time_ms + settings.window_s * 1000
+
+    def predict(self, arrived_ms: int, prediction: Prediction) -> None:
+        """Take in what one version answered; a second time it changes nothing."""
+        settings = self.settings(prediction.model)
+        counts = self.effects.counts
+        if arrived_ms > prediction.time_ms + horizon_ms(settings):
+            counts["predictions_late"] += 1
+            return
+        key = (prediction.version, prediction.role)
+        pending = self._state.pending.get(prediction.id)
+        new = pending is None
+        if pending is None:
+            pending = Pending(
+                prediction.model, prediction.time_ms, prediction.rows, arrived_ms
+            )
+            self._state.pending[prediction.id] = pending
+        elif key in pending.answers:
+            counts["predictions_again"] += 1
+            return
+        self._state.changed.add(prediction.id)
+        # What is not in the sample stays known, or its labels would be orphans.
+        if is_joined(prediction, settings):
+            before = self._emitted(prediction.id, pending)
+            pending.answers[key] = prediction
+            self._settle(pending, before, self._emitted(prediction.id, pending))
+        if new:
+            held = self._state.dangling.pop(prediction.id, ())
+            self._state.held -= len(held)
+            for each in held:
+                self._meet(each, pending)
+
+    def label(self, stored: Stored, label: Label) -> None:
+        """Take in a label: apply it, hold it, or say why it is of no use."""
+        held = Held(stored, label)
+        pending = self._state.pending.get(label.prediction_id)
+        if pending is not None:
+            self._meet(held, pending)
+        elif self._state.held >= self._config.max_dangling:
+            self._refuse(held, Reason.OVERFLOW, "too many labels wait: max_dangling")
+        else:
+            self._state.dangling.setdefault(label.prediction_id, []).append(held)
+            self._state.held += 1
+            self._state.changed.add(label.prediction_id)
+
+    def advance(self, watermark_ms: int, due: Iterable[bytes]) -> None:
+        """Close and forget those of the requests and labels that are `due`."""
+        for key in due:
+            pending = self._state.pending.get(key)
+            if pending is None:
+                self._give_up(key, watermark_ms)
+                continue
+            if not pending.closed and watermark_ms > self.due_ms(pending):
+                self._close(key, pending)
+            if pending.closed and watermark_ms > self.due_ms(pending):
+                del self._state.pending[key]
+                self._state.changed.add(key)
+
+    def waits_until_ms(self, held: Held) -> int:
+        """Return when a label without a prediction is given up.
+
+        The model is not known without one; it is the longest of all models' times.
+        """
+        models = (self._config.default, *self._config.models.values())
+        longest = max(model.dangling_ttl_s for model in models)
+        return held.stored.arrived_ms + longest * 1000
+
+    def _give_up(self, key: bytes, watermark_ms: int) -> None:
+        kept = []
+        for held in self._state.dangling.pop(key, ()):
+            if watermark_ms <= self.waits_until_ms(held):
+                kept.append(held)
+                continue
+            self._state.held -= 1
+            self._state.changed.add(key)
+            born_ms = int.from_bytes(key[:6])  # RFC 9562, section 5.7
+            if held.stored.arrived_ms > born_ms + self._shortest_ms:
+                self._refuse(held, Reason.LATE, "its prediction is forgotten")
+            else:
+                self._refuse(held, Reason.ORPHAN, "no prediction has this id")
+        if kept:
+            self._state.dangling[key] = kept
+
+    def _meet(self, held: Held, pending: Pending) -> None:
+        stored, label = held
+        settings = self.settings(pending.model)
+        arrived_ms = stored.arrived_ms
+        if pending.arrived_ms > arrived_ms + settings.dangling_ttl_s * 1000:
+            self._refuse(held, Reason.ORPHAN, "its prediction came too late")
+            return
+        if arrived_ms > pending.time_ms + horizon_ms(settings):
+            self._refuse(held, Reason.LATE, "after window_s and lateness_s")
+            return
+        if label.kind is not LabelKind.ACTIVATION:
+            wrong = misfit(label, settings, pending.rows)
+            if wrong is not None:
+                self._refuse(held, *wrong)
+                return
+        self._state.changed.add(label.prediction_id)
+        if arrived_ms > pending.time_ms + settings.window_s * 1000:
+            if not pending.closed:
+                self._close(label.prediction_id, pending)
+            self.effects.counts["corrections"] += 1
+        before = self._emitted(label.prediction_id, pending)
+        self._apply(held, pending, settings)
+        self._settle(pending, before, self._emitted(label.prediction_id, pending))
+
+    def _apply(self, held: Held, pending: Pending, settings: JoinConfig) -> None:
+        label = held.label
+        if label.kind is LabelKind.ACTIVATION:
+            verdict = Verdict.DUPLICATE if pending.activated else Verdict.APPLIED
+            pending.activated = True
+        else:
+            at = (label.row, label.name)
+            known, verdict = fold(pending.labels.get(at), label, settings.conflict)
+            pending.labels[at] = known
+        self.effects.counts[verdict] += 1
+        if verdict is Verdict.REJECTED:
+            self._refuse(held, Reason.CONFLICT, "another value is there already")
+        elif verdict is Verdict.FULL:
+            self._refuse(held, Reason.OVERFLOW, "too many parts of one label")
+
+    def _close(self, key: bytes, pending: Pending) -> None:
+        pending.closed = True
+        self._state.changed.add(key)
+        self._settle(pending, {}, self._emitted(key, pending))
+
+    def _emitted(self, key: bytes, pending: Pending) -> dict[RowKey, Outcome]:
+        """Return the rows of a request as they are emitted with what is known."""
+        if not pending.closed:
+            return {}
+        return rows_of(key, pending, self.settings(pending.model))
+
+    def _settle(
+        self,
+        pending: Pending,
+        before: dict[RowKey, Outcome],
+        after: dict[RowKey, Outcome],
+    ) -> None:
+        """Emit what is new and correct what is no longer what it was."""
+        for key, row in after.items():
+            old = before.get(key)
+            if old == row:
+                continue
+            if old is not None:
+                self.effects.outcomes.append(old._replace(sign=-1))
+                revision = old.revision_of_row + 1
+                pending.revisions[key] = revision
+                row = row._replace(revision_of_row=revision)
+                self.effects.counts["corrected"] += 1
+            self.effects.outcomes.append(row)
+
+    def _refuse(self, held: Held, reason: Reason, detail: str) -> None:
+        self.effects.counts[f"dead_{reason}"] += 1
+        self.effects.dead.append(
+            DeadLetter(held.stored, reason, detail, held.stored.arrived_ms, 1)
+        )
+
+
+def horizon_ms(settings: JoinConfig) -> int:
+    """Return for how long after a prediction its labels are of use."""
+    return (settings.window_s + settings.lateness_s) * 1000
+
+
+def is_joined(prediction: Prediction, settings: JoinConfig) -> bool:
+    """Tell whether a prediction is in the sample, by a hash of its id."""
+    if prediction.role != "champion" or settings.sample >= 1:
+        return True
+    return zlib.crc32(prediction.id) < settings.sample * 2**32
+
+
+def rows_of(
+    key: bytes, pending: Pending, settings: JoinConfig
+) -> dict[RowKey, Outcome]:
+    """Return what a request comes to, row by row, with the labels known now."""
+    if settings.needs_activation and not pending.activated:
+        return {}
+    found: dict[RowKey, Outcome] = {}
+    for row in range(pending.rows):
+        labels, label_ms, weight, status = _labels(pending, row, settings)
+        for (version, role), answer in sorted(pending.answers.items()):
+            share = settings.sample if role == "champion" else 1.0
+            at = (version, role, row)
+            output: tuple[Tensor, ...] = tuple(
+                row_of(tensor, row) for tensor in answer.outputs
+            )
+            found[at] = Outcome(
+                key,
+                row,
+                answer.model,
+                version,
+                role,
+                answer.policy,
+                answer.propensity,
+                answer.revision,
+                answer.snapshot,
+                answer.unit,
+                answer.bucket,
+                answer.segments,
+                answer.time_ms,
+                answer.time_ms - answer.time_ms % (settings.cohort_s * 1000),
+                output,
+                labels,
+                label_ms,
+                status,
+                weight / share,
+                1,
+                pending.revisions.get(at, 0),
+                provisional=False,
+            )
+    return found
+
+
+def _labels(
+    pending: Pending, row: int, settings: JoinConfig
+) -> tuple[
+    tuple[tuple[str, float | bool | str | tuple[float, ...]], ...],
+    int | None,
+    float,
+    Status,
+]:
+    """Return the labels of a row, the time and weight of the latest, and the status."""
+    values, latest, status = [], None, Status.LABELLED
+    for name in sorted(settings.labels):
+        known = pending.labels.get((row, name))
+        if known is not None and known.value is not None:
+            values.append((name, known.value))
+            if latest is None or known.time_ms > latest.time_ms:
+                latest = known
+        elif settings.default is not None:
+            values.append((name, settings.default))
+            status = Status.DEFAULT
+    if not values:
+        status = Status.MISSING
+    if latest is None:
+        return tuple(values), None, 1.0, status
+    return tuple(values), latest.time_ms, latest.weight, status
