@@ -166,6 +166,9 @@ class Join:
     def label(self, stored: Stored, label: Label) -> None:
         """Take in a label: apply it, hold it, or say why it is of no use."""
         held = Held(stored, label)
+        if not label.prediction_id:
+            self._refuse(held, Reason.INVALID, "labels name the prediction id")
+            return
         pending = self._state.pending.get(label.prediction_id)
         if pending is not None:
             self._meet(held, pending)
@@ -279,9 +282,10 @@ class Join:
                 self.effects.outcomes.append(old._replace(sign=-1))
                 revision = old.revision_of_row + 1
                 pending.revisions[key] = revision
-                row = row._replace(revision_of_row=revision)
                 self.effects.counts["corrected"] += 1
-            self.effects.outcomes.append(row)
+                self.effects.outcomes.append(row._replace(revision_of_row=revision))
+            else:
+                self.effects.outcomes.append(row)
 
     def _refuse(self, held: Held, reason: Reason, detail: str) -> None:
         self.effects.counts[f"dead_{reason}"] += 1
