@@ -59,12 +59,11 @@ def fold(old: Known | None, label: Label, conflict: str) -> tuple[Known, Verdict
         return new, Verdict.APPLIED
     if label.seq < old.seq:
         return old, Verdict.SUPERSEDED
-    if label.kind is LabelKind.RETRACTED:
-        if old.value is None:
-            return old, Verdict.DUPLICATE
-        return new, Verdict.APPLIED
+    retracted = label.kind is LabelKind.RETRACTED
     if old.value is None:
-        return old, Verdict.SUPERSEDED
+        return old, Verdict.DUPLICATE if retracted else Verdict.SUPERSEDED
+    if retracted:
+        return new, Verdict.APPLIED
     if conflict == "sum":
         return _add(old, new)
     return _choose(old, new, conflict)

@@ -31,7 +31,8 @@ Head = tuple[Any, ...]
 def pack(value: object) -> bytes:
     """Return named tuples and plain values, within each other, as bytes."""
     # Version 2 has no back references: equal values give equal bytes.
-    return marshal.dumps(_plain(value), 2)
+    plain: Any = _plain(value)
+    return marshal.dumps(plain, 2)
 
 
 def _plain(value: object) -> object:
@@ -84,7 +85,8 @@ def pending_from(key: bytes, packed: bytes, heads: Mapping[int, Head]) -> Pendin
     for number, propensity, unit, bucket, data in answers:
         version, role, policy, revision, snapshot, segments, forms = heads[number]
         outputs = tuple(
-            Tensor(*form, each) for form, each in zip(forms, data, strict=True)
+            Tensor(name, datatype, shape, each)
+            for (name, datatype, shape), each in zip(forms, data, strict=True)
         )
         found.answers[version, role] = Prediction(
             key, time_ms, model, version, role, policy, propensity, revision,
@@ -123,16 +125,24 @@ def dead_from(packed: bytes) -> DeadLetter:
     return DeadLetter(_stored(stored), Reason(reason), detail, first_ms, attempts)
 
 
+def pack_outcome(row: Outcome) -> bytes:
+    """Return an outcome as bytes."""
+    output = tuple(tensor[:] for tensor in row.output)
+    return marshal.dumps(
+        (*row[:14], output, *row[15:17], str(row.status), *row[18:]), 2
+    )
+
+
 def outcome_from(packed: bytes) -> Outcome:
-    """Return what `pack` made of an outcome."""
+    """Return what `pack_outcome` was given."""
     row = Outcome(*_load(packed))
     output = tuple(Tensor(*tensor) for tensor in row.output)
     return row._replace(output=output, status=Status(row.status))
 
 
 def _stored(plain: Any) -> Stored:  # noqa: ANN401
-    *rest, event = plain
-    return Stored(*rest, Event(*event))
+    topic, partition, offset, arrived_ms, event = plain
+    return Stored(topic, partition, offset, arrived_ms, Event(*event))
 
 
 def _label(plain: Any) -> Label:  # noqa: ANN401

@@ -86,6 +86,10 @@ class Shard:
 
     def __init__(self, path: Path, partition: int, config: FeedbackConfig) -> None:
         self._path, self._partition, self._config = path, partition, config
+        self.offsets: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
+        self._times: dict[str, int] = {}
+        self._held = 0
         try:
             self._db = self._open()
         except sqlite3.DatabaseError as error:
@@ -278,7 +282,7 @@ class Shard:
             db.executemany("DELETE FROM dangling WHERE id = ?", done)
         db.executemany(
             "INSERT INTO outcomes (packed) VALUES (?)",
-            [(packing.pack(row),) for row in effects.outcomes],
+            [(packing.pack_outcome(row),) for row in effects.outcomes],
         )
         db.executemany(
             "INSERT INTO outbox (packed) VALUES (?)",
@@ -347,10 +351,10 @@ class Shard:
     def _load(self) -> None:
         rows = self._db.execute("SELECT name, value FROM meta")
         meta = {name: json.loads(value) for name, value in rows}
-        self.offsets: dict[str, int] = meta.get("offsets", {})
-        self._times: dict[str, int] = meta.get("times", {})
-        self.counts: dict[str, int] = meta.get("counts", {})
-        self._held: int = meta.get("held", 0)
+        self.offsets = meta.get("offsets", {})
+        self._times = meta.get("times", {})
+        self.counts = meta.get("counts", {})
+        self._held = meta.get("held", 0)
         self._know_heads()
 
     def _know_heads(self) -> None:

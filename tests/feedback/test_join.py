@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.feedback.join import Effects
-from gateway.feedback.types import LabelKind, Reason, Status
+from gateway.feedback.types import Label, LabelKind, Reason, Status
 from gateway.feedback_config import JoinConfig
 from tests.feedback.histories import (
     T0,
@@ -182,7 +182,9 @@ def test_10_a_cohort_is_of_the_time_of_the_prediction() -> None:
         (label(row=1), Reason.NO_SUCH_ROW),
     ],
 )
-def test_16_what_does_not_fit_is_a_dead_letter(made, reason: Reason) -> None:  # type: ignore[no-untyped-def]
+def test_16_what_does_not_fit_is_a_dead_letter(
+    made: tuple[Label, int], reason: Reason
+) -> None:
     memory = Memory(config_of()).predict(prediction()).label(made).advance(10_001)
     assert [d.reason for d in memory.effects.dead] == [reason]
     assert values(memory) == [(1, None)]
