@@ -15,6 +15,7 @@ MODULES = {
     "gateway/protocol/model_config.proto": "gateway.protocol.model_config_pb2",
     "gateway/protocol/inference.proto": "gateway.protocol.inference_pb2",
     "gateway/protocol/admin.proto": "gateway.protocol.admin_pb2",
+    "gateway/protocol/records.proto": "gateway.protocol.records_pb2",
     "workers/onnx_subset.proto": "workers.onnx_subset_pb2",
     "tests/conformance/interop.proto": "tests.conformance.interop_pb2",
 }

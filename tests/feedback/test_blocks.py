@@ -1,0 +1,194 @@
+"""Blocks of predictions: what goes in comes out, and nothing else is taken."""
+
+from __future__ import annotations
+
+import math
+import struct
+import uuid
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.feedback.blocks import (
+    Answer,
+    BadBlock,
+    Layout,
+    TensorLayout,
+    decode,
+    encode,
+    id_of,
+)
+from gateway.feedback.types import Alias, Named, Prediction, Tensor
+from gateway.protocol import records_pb2 as pb
+
+
+class Chosen(NamedTuple):
+    """A choice, as traffic makes it."""
+
+    version: int
+    role: str
+    propensity: float
+    policy: str
+    revision: int
+    snapshot: int
+
+
+TEXT = st.text(max_size=8)
+CHOICES = st.builds(
+    Chosen,
+    st.integers(1, 1 << 40),
+    st.sampled_from(["champion", "challenger", "shadow"]),
+    st.floats(0, 1, exclude_min=True),
+    TEXT,
+    st.integers(0, 1 << 40),
+    st.integers(0, 1 << 40),
+)
+LAYOUTS = st.lists(
+    st.builds(
+        TensorLayout,
+        TEXT,
+        st.sampled_from(["FP32", "INT64", "BOOL", "BYTES", "BF16"]),
+        st.lists(st.integers(0, 9), max_size=3).map(tuple),
+    ),
+    max_size=3,
+).map(tuple)
+CONTEXTS = st.tuples(TEXT, st.integers(-1, 9999), st.lists(TEXT, max_size=2).map(tuple))
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> list[Answer]:
+    choices = draw(st.lists(CHOICES, min_size=1, max_size=3))
+    layouts: list[Layout] = draw(st.lists(LAYOUTS, min_size=1, max_size=3))
+    out = []
+    for _ in range(draw(st.integers(0, 8))):
+        layout = draw(st.sampled_from(layouts))
+        out.append(
+            Answer(
+                str(draw(st.uuids())).encode(),
+                draw(TEXT),
+                draw(st.integers(0, (1 << 48) - 1)),
+                draw(st.integers(0, (1 << 34))),
+                draw(st.integers(1, 1 << 20)),
+                draw(st.sampled_from(choices)),
+                draw(CONTEXTS),
+                layout,
+                [draw(st.binary(max_size=12)) for _ in layout],
+                draw(TEXT),
+            )
+        )
+    return out
+
+
+NAMES = st.lists(
+    st.builds(
+        Named, st.builds(Alias, TEXT, TEXT, TEXT), st.binary(min_size=16, max_size=16)
+    ),
+    max_size=3,
+)
+
+
+def expected(answer: Answer) -> Prediction:
+    choice = answer.choice
+    return Prediction(
+        uuid.UUID(answer.name.decode()).bytes,
+        answer.time_ms,
+        answer.model,
+        choice.version,
+        choice.role,
+        choice.policy,
+        choice.propensity,
+        choice.revision,
+        choice.snapshot,
+        *answer.context,
+        answer.rows,
+        tuple(
+            Tensor(layout.name, layout.datatype, (answer.rows, *layout.shape), data)
+            for layout, data in zip(answer.layout, answer.outputs, strict=True)
+        ),
+        (),
+        min(answer.latency_us, (1 << 32) - 1),
+        "",
+        answer.request_id,
+    )
+
+
+@given(answers(), NAMES)
+def test_what_goes_in_comes_out(given_: list[Answer], names: list[Named]) -> None:
+    decoded = decode(encode(given_, names))
+    assert decoded.predictions == [expected(answer) for answer in given_]
+    assert decoded.names == names
+
+
+@given(st.binary(max_size=200))
+def test_other_bytes_are_no_block(value: bytes) -> None:
+    try:
+        decode(value)
+    except BadBlock as error:
+        assert str(error)
+
+
+@given(answers(), st.data())
+def test_a_damaged_block_says_so_or_is_one(
+    given_: list[Answer], data: st.DataObject
+) -> None:
+    block = bytearray(encode(given_))
+    if not block:
+        return
+    place = data.draw(st.integers(0, len(block) - 1))
+    block[place] = data.draw(st.integers(0, 255))
+    try:
+        decode(bytes(block))
+    except BadBlock as error:
+        assert str(error)
+
+
+def _one(data: bytes = b"\0" * 4) -> Answer:
+    return Answer(
+        str(uuid.uuid4()).encode(),
+        "m",
+        1,
+        2,
+        1,
+        Chosen(1, "champion", 1.0, "none", 0, 0),
+        ("", -1, ()),
+        (TensorLayout("y", "FP32", ()),),
+        [data],
+        "",
+    )
+
+
+def test_a_number_that_is_none_stays_it() -> None:
+    (prediction,) = decode(encode([_one(struct.pack("<f", math.nan))])).predictions
+    assert math.isnan(struct.unpack("<f", prediction.outputs[0].data)[0])
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        ("ids", "multiple of 16"),
+        ("rows", "column rows"),
+        ("after_ms", "column after_ms"),
+        ("latency_us", "column latency_us"),
+        ("origins", "points beyond"),
+        ("context", "column context"),
+        ("layouts", "column layout points beyond"),
+        ("sizes", "column sizes"),
+        ("data", "bytes long"),
+    ],
+)
+def test_a_missing_column_is_named(column: str, says: str) -> None:
+    block = pb.Block.FromString(encode([_one()]))
+    if column == "ids":
+        block.ids = block.ids[:-1]
+    else:
+        block.ClearField(column)  # type: ignore[arg-type]
+    with pytest.raises(BadBlock, match=says):
+        decode(block.SerializeToString())
+
+
+def test_ids_are_the_bytes_of_their_names() -> None:
+    ids = [uuid.uuid4(), uuid.uuid4()]
+    joined = b"".join([str(each).encode() for each in ids])
+    assert id_of(joined) == b"".join([each.bytes for each in ids])
