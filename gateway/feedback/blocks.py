@@ -236,17 +236,11 @@ def _predictions(block: pb.Block) -> list[Prediction]:
         strict=True,
     )
     return [
-        Prediction(
-            id_,
-            time_ms,
-            *origin,
-            *context,
-            rows_of,
-            tensors,
-            (),
-            latency_us,
-            "",
-            request_id,
+        Prediction._make(
+            [
+                *(id_, time_ms, *origin, *context, rows_of),
+                *(tensors, (), latency_us, "", request_id),
+            ]
         )
         for (
             id_,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import uuid
+from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
@@ -123,10 +124,8 @@ def test_what_goes_in_comes_out(given_: list[Answer], names: list[Named]) -> Non
 
 @given(st.binary(max_size=200))
 def test_other_bytes_are_no_block(value: bytes) -> None:
-    try:
+    with suppress(BadBlock):  # and nothing else comes out
         decode(value)
-    except BadBlock as error:
-        assert str(error)
 
 
 @given(answers(), st.data())
@@ -138,10 +137,8 @@ def test_a_damaged_block_says_so_or_is_one(
         return
     place = data.draw(st.integers(0, len(block) - 1))
     block[place] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(BadBlock):
         decode(bytes(block))
-    except BadBlock as error:
-        assert str(error)
 
 
 def _one(data: bytes = b"\0" * 4) -> Answer:
@@ -183,7 +180,7 @@ def test_a_missing_column_is_named(column: str, says: str) -> None:
     if column == "ids":
         block.ids = block.ids[:-1]
     else:
-        block.ClearField(column)  # type: ignore[arg-type]
+        block.ClearField(column)
     with pytest.raises(BadBlock, match=says):
         decode(block.SerializeToString())
 

@@ -1,0 +1,245 @@
+"""A front's predictions on their way to the event log. Loop thread only.
+
+Offered ones are gathered into blocks; blocks stay here until the controller says that
+the log has them. A controller that is away, or slow, costs memory up to a bound and
+then blocks, which are counted; it never makes an answer wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter, deque
+from collections.abc import Collection
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.feedback.blocks import Answer, encode, id_of
+from gateway.feedback.frames import ACKNOWLEDGED, FRAME, WRITER_BYTES
+from gateway.feedback.partition import partitions_of
+from gateway.feedback.types import Alias, Named
+from gateway.feedback_config import FeedbackConfig
+
+_OPEN_BYTES = 256 << 10
+"""Outputs that wait for a block's other predictions, at most, about: a block fits what
+Kafka's brokers take as one message."""
+_FIRST_DELAY_S = 0.05
+_LAST_DELAY_S = 1.0
+
+
+class _Block(NamedTuple):
+    """A block that is not acknowledged."""
+
+    sequence: int
+    records: int
+    frame: bytes
+
+
+class Ring:
+    """Builds blocks, keeps them, and sends them.
+
+    Args:
+        config: Says how large blocks and ring are, and who labels by request id.
+        path: The controller's socket.
+
+    Attributes:
+        counts: ``offered``, ``dropped`` and ``stripped`` predictions (the last without
+            their outputs, which were too large); ``blocks``, ``bytes``, and ``resent``
+            blocks.
+        unacknowledged: Predictions in blocks that the log does not have yet.
+    """
+
+    def __init__(self, config: FeedbackConfig, path: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._config = config
+        self._path = str(path)
+        self.writer = os.urandom(WRITER_BYTES)
+        self.counts: Counter[str] = Counter()
+        self.unacknowledged = 0
+        self._open: list[Answer] = []
+        self._open_bytes = 0
+        self._armed = False
+        self._sequence = 0
+        self._kept: deque[_Block] = deque()
+        self._kept_bytes = 0
+        self._unsent: deque[_Block] = deque()
+        self._sent = 0
+        self._link: _Link | None = None
+        self._empty = asyncio.Event()
+        self._sending = self._loop.create_task(self._stay_connected())
+
+    def offer(self, answer: Answer) -> None:
+        """Take a prediction, or drop and count it; never waits."""
+        nbytes = 0
+        for piece in answer.outputs:
+            nbytes += len(piece)
+        if nbytes > _OPEN_BYTES:
+            answer, nbytes = answer._replace(layout=(), outputs=()), 0
+            self.counts["stripped"] += 1
+        waiting = self._open
+        waiting.append(answer)
+        self._open_bytes += nbytes
+        if len(waiting) >= self._config.block_rows or self._open_bytes >= _OPEN_BYTES:
+            self.flush()
+        elif not self._armed:
+            self._armed = True
+            self._loop.call_later(self._config.block_ms / 1000, self._late)
+
+    def _late(self) -> None:
+        self._armed = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Make blocks of what was offered."""
+        answers, self._open, self._open_bytes = self._open, [], 0
+        if not answers:
+            return
+        self.counts["offered"] += len(answers)
+        partitions = self._config.partitions
+        places = partitions_of([answer.name for answer in answers], partitions)
+        shares: dict[int, tuple[list[Answer], list[Named]]] = {}
+        for place, answer in zip(places, answers, strict=True):
+            shares.setdefault(place, ([], []))[0].append(answer)
+        for place, named in self._names(answers):
+            shares.setdefault(place, ([], []))[1].append(named)
+        for place, (some, names) in shares.items():
+            self._keep(place, len(some), encode(some, names))
+        self._send()
+
+    def _names(self, answers: Collection[Answer]) -> list[tuple[int, Named]]:
+        """Return clients' own names, where models are labelled by them, and places."""
+        models, default = self._config.models, self._config.default
+        named = [
+            Named(Alias("", one.model, one.request_id), id_of(one.name))
+            for one in answers
+            if one.request_id
+            and one.choice.role != "shadow"
+            and models.get(one.model, default).by_request_id
+        ]
+        keys = ["/".join(each.alias).encode() for each in named]
+        places = partitions_of(keys, self._config.partitions)
+        return list(zip(places, named, strict=True))
+
+    def _keep(self, place: int, records: int, block: bytes) -> None:
+        if self._kept_bytes + len(block) > self._config.ring_bytes:
+            self.counts["dropped"] += records
+            return
+        self._sequence += 1
+        frame = FRAME.pack(len(block), self._sequence, place) + block
+        kept = _Block(self._sequence, records, frame)
+        self._kept.append(kept)
+        self._kept_bytes += len(block)
+        self._unsent.append(kept)
+        self.unacknowledged += records
+        self.counts["blocks"] += 1
+        self.counts["bytes"] += len(block)
+        self._empty.clear()
+
+    # -- the controller ---------------------------------------------------------
+
+    async def _stay_connected(self) -> None:
+        delay_s = _FIRST_DELAY_S
+        while True:
+            create = self._loop.create_unix_connection
+            try:
+                _, link = await create(partial(_Link, self), self._path)
+            except OSError:
+                delay_s = min(2 * delay_s, _LAST_DELAY_S)
+            else:
+                await link.lost.wait()
+                delay_s = _FIRST_DELAY_S
+            await asyncio.sleep(delay_s)
+
+    def connected(self, link: _Link) -> None:
+        """Send what the log may not have, the oldest first."""
+        self._link = link
+        self._unsent = deque(self._kept)
+        self._send()
+
+    def disconnected(self) -> None:
+        """Keep everything until there is another connection."""
+        self._link = None
+
+    def _send(self) -> None:
+        link, unsent = self._link, self._unsent
+        while link is not None and unsent and not link.paused:
+            block = unsent.popleft()
+            self.counts["resent"] += block.sequence <= self._sent
+            self._sent = max(self._sent, block.sequence)
+            link.transport.write(block.frame)
+
+    def resumed(self) -> None:
+        """Go on sending: the connection takes more."""
+        self._send()
+
+    def acknowledged(self, sequence: int) -> None:
+        """Let go of a block and all before it."""
+        kept = self._kept
+        while kept and kept[0].sequence <= sequence:
+            block = kept.popleft()
+            self._kept_bytes -= len(block.frame) - FRAME.size
+            self.unacknowledged -= block.records
+        if not kept:
+            self._empty.set()
+
+    async def close(self, patience_s: float) -> int:
+        """Send what there is, wait for the log to have it, and let go.
+
+        Returns:
+            Predictions that it does not have, as far as is known; they are counted
+            as dropped.
+        """
+        self.flush()
+        if self._kept:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), patience_s)
+        self._sending.cancel()
+        if self._link is not None:
+            self._link.transport.close()
+        lost, self.unacknowledged = self.unacknowledged, 0
+        self.counts["dropped"] += lost
+        return lost
+
+
+class _Link(asyncio.Protocol):
+    """One connection to the controller."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._received = b""
+        self.paused = False
+        self.lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Introduce the writer, and send what waits."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(self._ring.writer)
+        self._ring.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take acknowledgements; the last one says it all."""
+        received = self._received + data
+        whole = len(received) - len(received) % ACKNOWLEDGED.size
+        self._received = received[whole:]
+        if whole:
+            (sequence,) = ACKNOWLEDGED.unpack_from(received, whole - ACKNOWLEDGED.size)
+            self._ring.acknowledged(sequence)
+
+    def pause_writing(self) -> None:
+        """Wait: the controller is slow."""
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self.paused = False
+        self._ring.resumed()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Say so."""
+        self._ring.disconnected()
+        self.lost.set()

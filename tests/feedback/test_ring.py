@@ -1,0 +1,332 @@
+"""From a front's ring over a real socket into a real log, whatever happens between."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from gateway.feedback.blocks import Answer, TensorLayout, decode
+from gateway.feedback.embedded import EmbeddedLog
+from gateway.feedback.frames import BLOCK_HEADER, FRAME
+from gateway.feedback.log import PREDICTIONS, LogUnavailable
+from gateway.feedback.log_file import LogFile
+from gateway.feedback.partition import partition_of
+from gateway.feedback.receiver import Receiver
+from gateway.feedback.ring import Ring
+from gateway.feedback.types import Event, Named, Prediction
+from gateway.feedback_config import FeedbackConfig, JoinConfig
+from gateway.transport.sockets import bind_unix
+
+PARTITIONS = 2
+
+
+class Chosen(NamedTuple):
+    """A choice, as traffic makes it."""
+
+    version: int = 1
+    role: str = "champion"
+    propensity: float = 1.0
+    policy: str = "none"
+    revision: int = 0
+    snapshot: int = 0
+
+
+CHOICE = Chosen()
+LAYOUT = (TensorLayout("y", "FP32", ()),)
+
+
+def answer(model: str = "m", request_id: str = "", data: bytes = bytes(4)) -> Answer:
+    name = str(uuid.uuid4()).encode()
+    context = ("", -1, ())
+    return Answer(name, model, 7, 8, 1, CHOICE, context, LAYOUT, [data], request_id)
+
+
+def settings(**fields: object) -> FeedbackConfig:
+    given = {"enabled": True, "partitions": PARTITIONS, "block_rows": 8, "block_ms": 5}
+    return FeedbackConfig.model_validate({**given, **fields})
+
+
+def open_log(folder: Path) -> EmbeddedLog:
+    return EmbeddedLog(LogFile(folder / "log.sqlite", PARTITIONS))
+
+
+class Held(EmbeddedLog):
+    """A log that takes nothing for now."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__(file)
+        self.open = asyncio.Event()
+        self.refuse = False
+        self.asked = asyncio.Event()
+
+    async def append(self, topic: str, partition: int, events: Sequence[Event]) -> None:
+        self.asked.set()
+        if self.refuse:
+            self.refuse = False
+            raise LogUnavailable("not now")
+        await self.open.wait()
+        await super().append(topic, partition, events)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - `run` bounds it
+        await asyncio.sleep(0.005)
+
+
+async def logged(log: EmbeddedLog) -> tuple[list[Prediction], list[Named]]:
+    """Return what the log has, each block once."""
+    predictions, names, seen = [], [], set()
+    for partition in range(PARTITIONS):
+        for stored in await log.read(PREDICTIONS, partition, 0, 10_000):
+            mark = dict(stored.event.headers)[BLOCK_HEADER]
+            if mark in seen:
+                continue
+            seen.add(mark)
+            decoded = decode(stored.event.value or b"")
+            for each in decoded.predictions:
+                name = str(uuid.UUID(bytes=each.id)).encode()
+                assert partition_of(name, PARTITIONS) == partition
+            predictions += decoded.predictions
+            names += decoded.names
+    return predictions, names
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await work()
+
+    asyncio.run(bounded())
+
+
+def ids(answers: Sequence[Answer]) -> list[bytes]:
+    return sorted(uuid.UUID(one.name.decode()).bytes for one in answers)
+
+
+def test_what_is_offered_is_logged(tmp_path: Path) -> None:
+    async def work() -> None:
+        log = open_log(tmp_path)
+        receiver = Receiver(log)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        assert (tmp_path / "log.sock").stat().st_mode & 0o777 == 0o600
+        ring = Ring(settings(), tmp_path / "log.sock")
+        given = [answer() for _ in range(101)]
+        for one in given:
+            ring.offer(one)
+        # The last five wait for company, and no longer than they may.
+        await until(lambda: ring.counts["offered"] == 101)
+        await until(lambda: ring.unacknowledged == 0)
+        predictions, _ = await logged(log)
+        assert sorted(one.id for one in predictions) == ids(given)
+        assert ring.counts["dropped"] == 0
+        assert await ring.close(5) == 0
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_closing_sends_what_is_left(tmp_path: Path) -> None:
+    async def work() -> None:
+        log = open_log(tmp_path)
+        receiver = Receiver(log)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        ring = Ring(settings(block_ms=60_000), tmp_path / "log.sock")
+        ring.offer(answer())
+        assert await ring.close(10) == 0
+        predictions, _ = await logged(log)
+        assert len(predictions) == 1
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_a_receiver_that_comes_back_misses_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        held = log = Held(LogFile(tmp_path / "log.sqlite", PARTITIONS))
+        path = tmp_path / "log.sock"
+        ring = Ring(settings(), path)  # nobody listens yet
+        given = [answer() for _ in range(400)]
+        for one in given[:100]:
+            ring.offer(one)
+        first = Receiver(held)
+        await first.start(bind_unix(path, private=True))
+        await held.asked.wait()  # it has blocks that the log has not
+        for one in given[100:200]:
+            ring.offer(one)
+        stopping = asyncio.ensure_future(first.stop())
+        await asyncio.sleep(0)
+        held.open.set()
+        await stopping
+        for one in given[200:300]:
+            ring.offer(one)
+        second = Receiver(log)
+        await second.start(bind_unix(path, private=True))
+        for one in given[300:]:
+            ring.offer(one)
+        await until(lambda: not ring.unacknowledged and ring.counts["offered"] == 400)
+        predictions, _ = await logged(log)
+        assert sorted(one.id for one in predictions) == ids(given)
+        assert ring.counts["resent"] > 0
+        assert ring.counts["dropped"] == 0
+        await ring.close(5)
+        await second.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_a_block_that_comes_again_is_not_appended_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        log = open_log(tmp_path)
+        receiver = Receiver(log)
+        path = tmp_path / "log.sock"
+        await receiver.start(bind_unix(path, private=True))
+        for _ in range(2):  # the acknowledgement was lost, say
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(bytes(16) + FRAME.pack(3, 1, 0) + b"abc")
+            assert await reader.readexactly(8) == (1).to_bytes(8, "little")
+            writer.close()
+        assert receiver.repeated == 1
+        assert len(await log.read(PREDICTIONS, 0, 0, 10)) == 1
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "frame", [FRAME.pack(1 << 31, 1, 0), FRAME.pack(1, 1, PARTITIONS) + b"x"]
+)
+def test_what_is_no_block_is_hung_up_on(tmp_path: Path, frame: bytes) -> None:
+    async def work() -> None:
+        log = open_log(tmp_path)
+        receiver = Receiver(log)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        path = str(tmp_path / "log.sock")
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(bytes(16) + frame)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+            await reader.readexactly(1)
+        writer.close()
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_a_log_that_refuses_is_asked_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        held = log = Held(LogFile(tmp_path / "log.sqlite", PARTITIONS))
+        held.refuse = True
+        held.open.set()
+        receiver = Receiver(held)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        ring = Ring(settings(), tmp_path / "log.sock")
+        given = [answer() for _ in range(8)]
+        for one in given:
+            ring.offer(one)
+        assert await ring.close(10) == 0
+        assert not held.refuse
+        predictions, _ = await logged(log)
+        assert sorted(one.id for one in predictions) == ids(given)
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_a_slow_log_costs_memory_up_to_the_bound_and_then_blocks(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        held = log = Held(LogFile(tmp_path / "log.sqlite", PARTITIONS))
+        receiver = Receiver(held)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        config = settings(block_rows=16, ring_bytes=200_000)
+        ring = Ring(config, tmp_path / "log.sock")
+        given = [answer(data=bytes(1000)) for _ in range(1600)]
+        for place, one in enumerate(given):
+            ring.offer(one)
+            if place % 100 == 0:
+                await asyncio.sleep(0)
+        ring.flush()
+        await held.asked.wait()
+        assert ring.counts["offered"] == 1600
+        dropped = ring.counts["dropped"]
+        assert 0 < dropped < 1600
+        assert ring.unacknowledged == 1600 - dropped
+        assert ring.counts["bytes"] <= 200_000
+        held.open.set()
+        assert await ring.close(10) == 0
+        predictions, _ = await logged(log)
+        assert len(predictions) == 1600 - dropped
+        assert {one.id for one in predictions} <= set(ids(given))
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_without_a_receiver_what_is_left_is_counted(tmp_path: Path) -> None:
+    async def work() -> None:
+        ring = Ring(settings(), tmp_path / "log.sock")
+        for _ in range(20):
+            ring.offer(answer())
+        assert await ring.close(0.05) == 20
+        assert ring.counts["dropped"] == 20
+
+    run(work)
+
+
+def test_outputs_too_large_for_a_block_stay_behind(tmp_path: Path) -> None:
+    async def work() -> None:
+        log = open_log(tmp_path)
+        receiver = Receiver(log)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        ring = Ring(settings(), tmp_path / "log.sock")
+        ring.offer(answer(data=bytes(1 << 20)))
+        assert await ring.close(10) == 0
+        ((prediction,), _) = await logged(log)
+        assert prediction.outputs == ()
+        assert ring.counts["stripped"] == 1
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_clients_names_go_where_they_belong(tmp_path: Path) -> None:
+    async def work() -> None:
+        log = open_log(tmp_path)
+        receiver = Receiver(log)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        models = {"named": JoinConfig(by_request_id=True)}
+        ring = Ring(settings(models=models), tmp_path / "log.sock")
+        given = [answer("named", f"r{number}") for number in range(20)]
+        for one in (*given, answer("other", "r"), answer("named")):
+            ring.offer(one)
+        assert await ring.close(10) == 0
+        _, names = await logged(log)
+        assert sorted(
+            (each.alias.model, each.alias.request_id, each.prediction_id)
+            for each in names
+        ) == sorted(
+            (one.model, one.request_id, uuid.UUID(one.name.decode()).bytes)
+            for one in given
+        )
+        for partition in range(PARTITIONS):
+            for stored in await log.read(PREDICTIONS, partition, 0, 100):
+                for each in decode(stored.event.value or b"").names:
+                    key = f"/named/{each.alias.request_id}".encode()
+                    assert partition_of(key, PARTITIONS) == partition
+        await receiver.stop()
+        await log.close()
+
+    run(work)
