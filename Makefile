@@ -62,7 +62,7 @@ lock: setup  ## resolve dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --group dev --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 --universal --output-file requirements.lock
 
 protos: setup  ## generate Python from protos/
-	for name in model_config inference admin records; do \
+	for name in model_config inference admin records outcomes; do \
 	  $(BIN)/python -m grpc_tools.protoc -I gateway/protocol=protos --python_out=. --pyi_out=. gateway/protocol/$$name.proto || exit 1; done
 	$(BIN)/python -m grpc_tools.protoc -I workers=protos --python_out=. --pyi_out=. workers/onnx_subset.proto
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. tests/conformance/interop.proto

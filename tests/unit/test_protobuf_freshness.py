@@ -16,6 +16,7 @@ MODULES = {
     "gateway/protocol/inference.proto": "gateway.protocol.inference_pb2",
     "gateway/protocol/admin.proto": "gateway.protocol.admin_pb2",
     "gateway/protocol/records.proto": "gateway.protocol.records_pb2",
+    "gateway/protocol/outcomes.proto": "gateway.protocol.outcomes_pb2",
     "workers/onnx_subset.proto": "workers.onnx_subset_pb2",
     "tests/conformance/interop.proto": "tests.conformance.interop_pb2",
 }
