@@ -1,0 +1,275 @@
+"""The Outcomes and EventLog services: labels in, and the event log to read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+
+from gateway.clock import now_ns
+from gateway.config import Config, GrpcConfig
+from gateway.controller.seam import Handlers
+from gateway.errors import GatewayError, InvalidRequest
+from gateway.feedback.cloudevents import Rejected, check_event, encode
+from gateway.feedback.labels import check_alias
+from gateway.feedback.letters import Origin, origin
+from gateway.feedback.log import DEAD_LETTERS, LABELS, TOPICS, EventLog
+from gateway.feedback.partition import partitions_of
+from gateway.feedback.types import Event, Reason, Stored
+from gateway.feedback_config import FeedbackConfig
+from gateway.logs import get_logger
+from gateway.protocol import outcomes_pb2 as pb
+from gateway.rpc import Methods, StreamCall
+from gateway.transport.listener import Listener
+
+_log = get_logger("outcomes")
+
+SOCKET = "outcomes.sock"
+OUTCOMES = "/baton.v1.Outcomes/"
+EVENT_LOG = "/baton.v1.EventLog/"
+MAX_LABELS = 10_000
+"""In a message: checking them takes a tenth of a second, in which nothing else runs."""
+MAX_READ = 1000
+MAX_REFUSALS = 100
+"""That a stream's answer names; more are counted."""
+_MESSAGE = 16 << 20
+_ANSWER = 3 << 20
+"""gRPC clients take 4 MiB unless told otherwise; one event alone may be more."""
+
+
+async def start(log: EventLog, config: Config) -> Listener:
+    """Serve labels and the log on ``outcomes.sock``, and on the port if there is one.
+
+    Returns:
+        What listens; stop it before `log` is closed.
+    """
+    feedback = config.feedback
+    service = OutcomesService(log, feedback)
+    grpc = GrpcConfig(max_connections=256, max_message_bytes=_MESSAGE)
+    listener = Listener(service.methods(), grpc, now_ns)
+    path = config.state_dir / SOCKET
+    await listener.start_unix(path, private=True)
+    where = [f"unix:{path}"]
+    if feedback.port is not None:
+        await listener.start(f"{feedback.host}:{feedback.port}")
+        where.append(f"{feedback.host}:{feedback.port}")
+    _log.info("outcomes", address=",".join(where))
+    return listener
+
+
+class OutcomesService:
+    """Answers both services.
+
+    Args:
+        log: Where labels go, and what is read.
+        config: Which labels there are.
+    """
+
+    def __init__(self, log: EventLog, config: FeedbackConfig) -> None:
+        self._log = log
+        self._config = config
+
+    def methods(self) -> Methods:
+        """Return the table of methods."""
+        unary = Handlers().unary
+        return Methods(
+            unary={
+                OUTCOMES + "Report": unary(pb.ReportRequest, self._report),
+                EVENT_LOG + "Read": unary(pb.ReadRequest, self._read),
+                EVENT_LOG + "Extents": unary(pb.ExtentsRequest, self._extents),
+                EVENT_LOG + "Replay": unary(pb.ReplayRequest, self._replay),
+            },
+            streams={OUTCOMES + "ReportStream": lambda call: _Stream(call, self)},
+        )
+
+    async def _report(self, request: pb.ReportRequest, _peer: str) -> pb.ReportResponse:
+        return await self.take(request)
+
+    async def take(self, request: pb.ReportRequest) -> pb.ReportResponse:
+        """Append the labels that are good; they are durable on return.
+
+        Raises:
+            InvalidRequest: There are too many.
+            LogUnavailable: Some may be in the log; sent again they count once.
+        """
+        if len(request.labels) > MAX_LABELS:
+            text = f"{len(request.labels)} labels: send at most {MAX_LABELS} a message"
+            raise InvalidRequest(text)
+        answer = pb.ReportResponse()
+        events: list[Event] = []
+        for place, message in enumerate(request.labels):
+            try:
+                events.append(self._event(message))
+            except Rejected as error:
+                answer.refusals.add(
+                    place=place, reason=error.reason, detail=error.detail
+                )
+        await self._append(LABELS, events)
+        answer.taken = len(events)
+        answer.refused = len(answer.refusals)
+        return answer
+
+    def _event(self, message: pb.LabelEvent) -> Event:
+        config = self._config
+        label = check_event(message)
+        check_alias(label, config.models, config.default)
+        event = encode(label)
+        size = len(event.value or b"")
+        if size > config.max_label_bytes:
+            text = f"{size} bytes are more than feedback.max_label_bytes"
+            raise Rejected(Reason.TOO_LARGE, text)
+        return event
+
+    async def _append(self, topic: str, events: Sequence[Event]) -> None:
+        """Append events where their keys belong, in their order there."""
+        if not events:
+            return
+        shares: defaultdict[int, list[Event]] = defaultdict(list)
+        places = partitions_of([event.key for event in events], self._log.partitions)
+        for partition, event in zip(places, events, strict=True):
+            shares[partition].append(event)
+        append = self._log.append
+        await asyncio.gather(*(append(topic, n, shares[n]) for n in sorted(shares)))
+
+    async def _read(self, request: pb.ReadRequest, _peer: str) -> pb.ReadResponse:
+        _check_topic(request.topic)
+        self._check_partition(request.partition)
+        if request.offset < 0 or not 0 <= request.most <= MAX_READ:
+            raise InvalidRequest(f"offset from 0, most from 0 to {MAX_READ}")
+        found = await self._log.read(
+            request.topic, request.partition, request.offset, request.most or MAX_READ
+        )
+        answer, room = pb.ReadResponse(), _ANSWER
+        for stored in found:
+            message = _message(stored)
+            room -= message.ByteSize() + 16
+            if room < 0 and answer.events:
+                break  # the rest comes with the next call
+            answer.events.append(message)
+        return answer
+
+    async def _extents(
+        self, request: pb.ExtentsRequest, _peer: str
+    ) -> pb.ExtentsResponse:
+        _check_topic(request.topic)
+        answer = pb.ExtentsResponse()
+        for partition in range(self._log.partitions):
+            start, end = await self._log.extent(request.topic, partition)
+            answer.partitions.add(start=start, end=end)
+        return answer
+
+    async def _replay(self, request: pb.ReplayRequest, _peer: str) -> pb.ReplayResponse:
+        self._check_partition(request.partition)
+        if len(request.offsets) > MAX_READ:
+            raise InvalidRequest(f"send at most {MAX_READ} offsets a message")
+        again: list[Origin] = []
+        for offset in sorted(set(request.offsets)):
+            found = await self._log.read(DEAD_LETTERS, request.partition, offset, 1)
+            if not found or found[0].offset != offset:
+                text = f"partition {request.partition} has no dead letter {offset}"
+                raise InvalidRequest(f"{text}: `baton labels dlq` lists them")
+            try:
+                again.append(origin(found[0].event, self._log.partitions))
+            except ValueError as error:
+                raise InvalidRequest(f"dead letter {offset}: {error}") from None
+        for one in again:
+            await self._log.append(one.topic, one.partition, [one.event])
+        return pb.ReplayResponse(replayed=len(again))
+
+    def _check_partition(self, partition: int) -> None:
+        if not 0 <= partition < self._log.partitions:
+            raise InvalidRequest(f"partition: from 0 to {self._log.partitions - 1}")
+
+
+def _check_topic(topic: str) -> None:
+    if topic not in TOPICS:
+        raise InvalidRequest(f"topic: one of {', '.join(TOPICS)}")
+
+
+def _message(stored: Stored) -> pb.StoredEvent:
+    event = stored.event
+    return pb.StoredEvent(
+        topic=stored.topic,
+        partition=stored.partition,
+        offset=stored.offset,
+        arrived_ms=stored.arrived_ms,
+        key=event.key,
+        value=event.value,
+        headers=[pb.Header(name=name, value=value) for name, value in event.headers],
+    )
+
+
+class _Stream:
+    """One `ReportStream`: reads no further message while one is being appended."""
+
+    def __init__(self, call: StreamCall, service: OutcomesService) -> None:
+        self._call = call
+        self._service = service
+        self._waiting: list[bytes] = []
+        self._task: asyncio.Task[None] | None = None
+        self._closed = self._over = False
+        self._places = 0
+        self._answer = pb.ReportResponse()
+
+    def on_message(self, message: bytes) -> None:
+        if self._over:
+            return
+        self._waiting.append(message)
+        self._call.pause()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+
+    def on_half_close(self) -> None:
+        self._closed = True
+        if self._task is None:
+            self._end()
+
+    def on_cancel(self) -> None:
+        # What is being appended is appended all the same.
+        self._over = True
+        self._waiting.clear()
+
+    def on_sent(self, queued: int, queued_bytes: int) -> None:
+        """Nothing waits for it: there is one answer."""
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                await self._take(self._waiting.pop(0))
+        except GatewayError as error:
+            self._end(error)
+        except Exception:  # the edge: no text of ours reaches a client
+            _log.exception("report_failed")
+            self._end(GatewayError("failed; the controller's log says why"))
+        self._task = None
+        if self._over:
+            return
+        if self._closed:
+            self._end()
+        else:
+            self._call.resume()
+
+    async def _take(self, message: bytes) -> None:
+        try:
+            request = pb.ReportRequest.FromString(message)
+        except DecodeError:
+            raise InvalidRequest("the message is not a valid ReportRequest") from None
+        part = await self._service.take(request)
+        answer = self._answer
+        answer.taken += part.taken
+        answer.refused += part.refused
+        for refusal in part.refusals[: MAX_REFUSALS - len(answer.refusals)]:
+            refusal.place += self._places
+            answer.refusals.append(refusal)
+        self._places += len(request.labels)
+
+    def _end(self, error: GatewayError | None = None) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._waiting.clear()
+        if error is None:
+            self._call.send(self._answer.SerializeToString())
+        self._call.finish(error)
