@@ -51,20 +51,6 @@ def demo(
 
 
 @app.command()
-def join(
-    *,
-    predictions: Annotated[
-        int, typer.Option(min=5000, help="To join, each with one label.")
-    ] = 100_000,
-    json: Json = False,
-) -> None:
-    """Measure the join of labels to predictions, in one partition on disk."""
-    from loadtest.join import run
-
-    raise typer.Exit(run(predictions=predictions, as_json=json))
-
-
-@app.command()
 def example(
     repository: Annotated[
         Path, typer.Argument(help="Folder for models, made where there is none.")

@@ -1,4 +1,7 @@
-"""What the join of a partition costs: time per label, bytes per pending prediction."""
+"""What the join of a partition costs: time per label, bytes per pending prediction.
+
+Run it with ``python -m loadtest.join [--predictions 100000] [--json]``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import struct
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from gateway.feedback.log import LABELS, PREDICTIONS
 from gateway.feedback.shard import Input, Shard
@@ -45,7 +51,11 @@ def _inputs(first: int) -> tuple[list[Input], list[Input]]:
     return blocks, list(labels)
 
 
-def run(*, predictions: int, as_json: bool) -> int:
+def run(
+    *,
+    predictions: Annotated[int, typer.Option(min=_BATCH)] = 100_000,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
     """Join `predictions`, each with one label, and print what it took."""
     config = FeedbackConfig(
         default=JoinConfig(labels={"label": LabelConfig(type="number")})
@@ -84,4 +94,7 @@ def run(*, predictions: int, as_json: bool) -> int:
         print(f"{name:20} {value:>12}")
     if as_json:
         print(json.dumps(result))
-    return 0
+
+
+if __name__ == "__main__":
+    typer.run(run)

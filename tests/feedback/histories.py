@@ -126,7 +126,8 @@ def history(rng: random.Random) -> tuple[FeedbackConfig, list[Input]]:
         )  # fmt: skip
         labels += [one_label] * rng.choice([1, 1, 2])
     rng.shuffle(labels)
-    arrivals = sorted(T0 + rng.randrange(0, spread) for _ in labels)
+    earliest = rng.choice([0, 0, -110_000])
+    arrivals = sorted(T0 + rng.randrange(earliest, spread) for _ in labels)
     return config, predictions + [
         (stored("labels", at, arrived), one)
         for at, (arrived, one) in enumerate(zip(arrivals, labels, strict=True))

@@ -96,4 +96,5 @@ def _value(
             parts = {o.event_id: o.value for o in top}
             return math.fsum(parts.values()), refused  # type: ignore[arg-type]
         case _:
-            return max(o.value for o in top), refused  # type: ignore[type-var, return-value]
+            values = [o.value for o in top if isinstance(o.value, float)]
+            return max(values), refused

@@ -100,6 +100,17 @@ def test_4_a_label_waits_for_its_prediction() -> None:
     assert memory.state.held == 0
 
 
+@pytest.mark.parametrize("label_first", [True, False])
+def test_4_a_label_waits_only_so_long(*, label_first: bool) -> None:
+    early, memory = label(at=-100_000), Memory(config_of())
+    if label_first:
+        memory.label(early).predict(prediction(), at=20_001)
+    else:
+        memory.predict(prediction(), at=20_001).label(early)
+    assert [d.reason for d in memory.effects.dead] == [Reason.ORPHAN]
+    assert values(memory.advance(30_001)) == [(1, None)]
+
+
 @pytest.mark.parametrize(
     ("conflict", "value"),
     [("first", 2.0), ("last", 1.0), ("sum", 6.0), ("max", 3.0), ("reject", 2.0)],

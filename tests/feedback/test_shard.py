@@ -14,6 +14,7 @@ from gateway.feedback.join import Effects
 from gateway.feedback.log import LABELS, PREDICTIONS
 from gateway.feedback.shard import Input, Shard
 from gateway.feedback.types import Label, Outcome, Reason
+from gateway.feedback_config import FeedbackConfig
 from tests.feedback import histories
 from tests.feedback.histories import T0, config_of, history, interleaved
 from tests.feedback.oracle import expected
@@ -90,7 +91,8 @@ print("done", flush=True)
 """
 
 
-def many():  # type: ignore[no-untyped-def]  # noqa: ANN201
+def many() -> tuple[FeedbackConfig, list[Input]]:
+    """Return predictions with a label each, for the child too."""
     config = config_of()
     made: list[histories.Input] = []
     for number in range(2000):
