@@ -120,6 +120,7 @@ class Join:
         self._state = state
         models = (config.default, *config.models.values())
         self._shortest_ms = min(horizon_ms(model) for model in models)
+        self._longest_ms = max(horizon_ms(model) for model in models)
         self.effects = Effects()
 
     def settings(self, model: str) -> JoinConfig:
@@ -172,6 +173,9 @@ class Join:
         pending = self._state.pending.get(label.prediction_id)
         if pending is not None:
             self._meet(held, pending)
+        elif stored.arrived_ms > _born_ms(label.prediction_id) + self._longest_ms:
+            # Forgotten or never there: at once, as if its prediction were still here.
+            self._refuse(held, Reason.LATE, "after window_s and lateness_s")
         elif self._state.held >= self._config.max_dangling:
             self._refuse(held, Reason.OVERFLOW, "too many labels wait: max_dangling")
         else:
@@ -209,8 +213,7 @@ class Join:
                 continue
             self._state.held -= 1
             self._state.changed.add(key)
-            born_ms = int.from_bytes(key[:6])  # RFC 9562, section 5.7
-            if held.stored.arrived_ms > born_ms + self._shortest_ms:
+            if held.stored.arrived_ms > _born_ms(key) + self._shortest_ms:
                 self._refuse(held, Reason.LATE, "its prediction is forgotten")
             else:
                 self._refuse(held, Reason.ORPHAN, "no prediction has this id")
@@ -292,6 +295,10 @@ class Join:
         self.effects.dead.append(
             DeadLetter(held.stored, reason, detail, held.stored.arrived_ms, 1)
         )
+
+
+def _born_ms(key: bytes) -> int:
+    return int.from_bytes(key[:6])  # RFC 9562, section 5.7: Unix time in ms
 
 
 def horizon_ms(settings: JoinConfig) -> int:

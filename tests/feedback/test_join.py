@@ -100,6 +100,14 @@ def test_4_a_label_waits_for_its_prediction() -> None:
     assert memory.state.held == 0
 
 
+def test_5_a_sum_has_only_so_many_parts() -> None:
+    memory = Memory(config_of(conflict="sum")).predict(prediction())
+    for event in range(300):
+        memory.label(label(1.0, event=str(event)))
+    assert values(memory.advance(10_001)) == [(1, 256.0)]
+    assert [d.reason for d in memory.effects.dead] == [Reason.OVERFLOW] * 44
+
+
 @pytest.mark.parametrize("label_first", [True, False])
 def test_4_a_label_waits_only_so_long(*, label_first: bool) -> None:
     early, memory = label(at=-100_000), Memory(config_of())
