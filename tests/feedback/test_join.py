@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 
 import pytest
 from pydantic import ValidationError
 
 from gateway.feedback.join import Effects
-from gateway.feedback.types import Label, LabelKind, Reason, Status
+from gateway.feedback.types import Label, LabelKind, Reason, Status, Tensor
 from gateway.feedback_config import JoinConfig
 from tests.feedback.histories import (
     T0,
@@ -98,6 +99,36 @@ def test_4_a_label_waits_for_its_prediction() -> None:
     memory.predict(prediction(), at=1000).advance(10_001)
     assert values(memory) == [(1, 3.0)]
     assert memory.state.held == 0
+
+
+def test_1_a_label_names_its_prediction() -> None:
+    made, at = label()
+    memory = Memory(config_of()).label((made._replace(prediction_id=b""), at))
+    assert [d.reason for d in memory.effects.dead] == [Reason.INVALID]
+
+
+def test_2_a_row_of_text_is_cut_out_whole() -> None:
+    data = b"".join(struct.pack("<I", len(t)) + t for t in (b"one", b"three"))
+    made = prediction(rows=2)._replace(outputs=(Tensor("y", "BYTES", (2,), data),))
+    memory = Memory(config_of()).predict(made).advance(10_001)
+    said = [o.output[0].data for o in memory.effects.outcomes]
+    assert said == [data[:7], data[7:]]
+
+
+@pytest.mark.parametrize("order", [(1.0, 2.0), (2.0, 1.0)])
+def test_5_last_does_not_depend_on_the_order(order: tuple[float, float]) -> None:
+    memory = Memory(config_of()).predict(prediction())
+    for value in order:
+        memory.label(label(value, event=str(value)))
+    assert values(memory.advance(10_001)) == [(1, 2.0)]
+
+
+def test_16_classes_are_closed() -> None:
+    config = config_of(labels={"label": {"type": "class", "classes": ["cat"]}})
+    memory = Memory(config).predict(prediction())
+    memory.label(label("dog")).label(label("cat"))  # type: ignore[arg-type]
+    assert [d.reason for d in memory.effects.dead] == [Reason.INVALID]
+    assert values(memory.advance(10_001)) == [(1, "cat")]
 
 
 def test_5_a_sum_has_only_so_many_parts() -> None:

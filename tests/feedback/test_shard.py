@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from gateway.feedback.join import Effects
 from gateway.feedback.log import LABELS, PREDICTIONS
 from gateway.feedback.shard import Input, Shard
@@ -175,4 +177,30 @@ def test_a_longer_window_holds_for_what_is_pending(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "0.db", 0, config_of(window_s=100))
     assert not shard.apply([], caught_up_ms=dict.fromkeys(END, T0 + 50_000))
     assert shard.apply([], caught_up_ms=dict.fromkeys(END, T0 + 100_001))
+    shard.close()
+
+
+def test_what_is_in_the_state_already_changes_nothing(tmp_path: Path) -> None:
+    config, inputs = many()
+    shard = Shard(tmp_path / "0.db", 0, config)
+    shard.apply(inputs[:100])
+    before = shard.fingerprint()
+    shard.apply(inputs[20:100])
+    assert shard.fingerprint() == before
+    assert shard.counts == {"applied": 50}
+    shard.close()
+
+
+def test_a_batch_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    shard = Shard(tmp_path / "0.db", 0, config_of())
+    good, bad = histories.prediction(1), histories.prediction(2)
+    broken = bad._replace(unit=object())  # type: ignore[arg-type]
+    first = histories.stored(PREDICTIONS, 0, T0)
+    with pytest.raises(ValueError, match="unmarshallable"):
+        shard.apply([(first, [good, broken])])
+    assert (shard.pending(), shard.offsets) == (0, {})
+    shard.apply([(first, [good, bad])])
+    shard.close()
+    shard = Shard(tmp_path / "0.db", 0, config_of())
+    assert len(shard.apply([], caught_up_ms=END)) == 2
     shard.close()
