@@ -21,6 +21,7 @@ import typer
 import yaml
 
 from gateway.commands.audit import audit_app
+from gateway.commands.labels import labels_app, log_app
 from gateway.commands.models import add_model_commands
 from gateway.commands.options import takes
 from gateway.commands.repository import Reach, add_repository_commands
@@ -55,6 +56,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.add_typer(traffic_app, name="traffic")
 app.add_typer(audit_app, name="audit")
+app.add_typer(labels_app, name="labels")
+app.add_typer(log_app, name="log")
 add_model_commands(models_app)
 add_repository_commands(models_app)
 

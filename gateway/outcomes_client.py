@@ -1,0 +1,101 @@
+"""A small blocking client of the Outcomes and EventLog services."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import grpc
+
+from gateway.client_config import UNIX, channel_options, target
+from gateway.client_rpc import ClientError
+from gateway.errors import Code
+from gateway.logs import escape
+from gateway.protocol import outcomes_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+OUTCOMES = "/baton.v1.Outcomes/"
+EVENT_LOG = "/baton.v1.EventLog/"
+_TIMEOUT_S = 60.0
+_Reply = TypeVar("_Reply", bound="Message")
+
+
+class OutcomesClient:
+    """One channel to one gateway. Every method raises `ClientError` on failure.
+
+    Args:
+        address: ``unix:PATH`` or ``host:port``.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        try:
+            uri = target([address])
+        except ValueError as error:
+            text = f"{error}; or give {UNIX}PATH of the gateway's outcomes.sock"
+            raise ClientError(escape(text), Code.INVALID_ARGUMENT) from None
+        options = channel_options(64 << 20, service_config=False)
+        self._channel = grpc.insecure_channel(uri, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+
+    def report(self, labels: Sequence[pb.LabelEvent]) -> pb.ReportResponse:
+        """Send up to 10,000 labels; they may be sent again after an error."""
+        request = pb.ReportRequest(labels=labels)
+        return self._call(OUTCOMES + "Report", request, pb.ReportResponse)
+
+    def extents(self, topic: str) -> Sequence[pb.PartitionExtent]:
+        """Return what the partitions of a topic hold."""
+        request = pb.ExtentsRequest(topic=topic)
+        return self._call(EVENT_LOG + "Extents", request, pb.ExtentsResponse).partitions
+
+    def events(
+        self, topic: str, partition: int, start: int, end: int
+    ) -> Iterator[pb.StoredEvent]:
+        """Return a partition's events from one offset up to, not including, another."""
+        while start < end:
+            request = pb.ReadRequest(topic=topic, partition=partition, offset=start)
+            found = self._call(EVENT_LOG + "Read", request, pb.ReadResponse).events
+            yield from (one for one in found if one.offset < end)
+            if not found:
+                return
+            start = found[-1].offset + 1
+
+    def replay(self, partition: int, offsets: Sequence[int]) -> int:
+        """Append up to 1,000 dead letters to where they came from; return how many."""
+        request = pb.ReplayRequest(partition=partition, offsets=offsets)
+        return self._call(EVENT_LOG + "Replay", request, pb.ReplayResponse).replayed
+
+    def _call(self, path: str, request: Message, reply: type[_Reply]) -> _Reply:
+        method = self._channel.unary_unary(
+            path,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+        try:
+            answer: _Reply = method(request, timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            code = Code(error.code().value[0])
+            where, said = escape(self._address), escape(error.details() or "no reason")
+            if code is Code.UNAVAILABLE:
+                said = (
+                    f"nothing answers at {where} ({said}): is feedback.enabled set, "
+                    "and is this the gateway's outcomes.sock (--outcomes)? Sent again, "
+                    "labels count once"
+                )
+            elif code is Code.UNIMPLEMENTED:
+                said = f"what answers at {where} takes no labels: name outcomes.sock"
+            raise ClientError(said, code) from None
+        return answer
