@@ -101,8 +101,8 @@ def send_labels(
     else:
         typer.echo(f"{taken} labels taken, {count} refused")
         for said in refused:
-            text = f"line {said['line']}: {said['reason']}: {escape(said['detail'])}"
-            typer.echo(text, err=True)
+            text = f"line {said['line']}: {said['reason']}: {said['detail']}"
+            typer.echo(escape(text), err=True)
     if count:
         raise typer.Exit(1)
 
