@@ -152,8 +152,9 @@ class Gateway:
         drain = self._config.drain
         _log.info("draining", reason=self._fatal or "signal")
         limit_s = drain.pre_drain_ms / 1000 + drain.timeout_s + 5
-        overrun = await self._children.stop("controller", drain.timeout_s)
-        overrun += await self._children.stop("front", limit_s)
+        overrun = await self._children.stop("front", limit_s)
+        # It takes the fronts' last predictions into the event log.
+        overrun += await self._children.stop("controller", drain.timeout_s)
         overrun += await self._children.stop("shadow", drain.timeout_s)
         overrun += await self._children.stop("worker", drain.timeout_s)
         for name in overrun:

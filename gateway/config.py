@@ -269,7 +269,8 @@ class Config(BaseSettings):
     refuses to start). ``registry`` holds the models taken in, the decisions with their
     audit log, and what policies learnt: back it up while the gateway is stopped.
     ``artefacts`` are verified copies of model files, and are made again. The socket of
-    the admin plane, ``admin.sock``, is here unless `admin.unix_socket` says where."""
+    the admin plane, ``admin.sock``, is here unless `admin.unix_socket` says where.
+    ``events`` is the embedded event log, ``log.sock`` how predictions get there."""
     max_model_bytes: Bytes = 8 << 30
     """Largest model, external data included, that is taken in."""
     grpc: GrpcConfig = GrpcConfig()

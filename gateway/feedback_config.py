@@ -66,28 +66,6 @@ class KafkaConfig(BaseModel):
         return self
 
 
-class InputsConfig(BaseModel):
-    """Inputs that are recorded beside outputs, for retraining and for parity checks."""
-
-    model_config = _SECTION
-
-    rate: _Share = 0.0
-    """Share of the predictions whose inputs are recorded, chosen by a hash of the id.
-    Explored and shadow predictions always are, unless this is 0."""
-    drop: tuple[str, ...] = ()
-    """Inputs that never leave a front."""
-    hash: tuple[str, ...] = ()
-    """Inputs of which only a hash leaves a front (SHA-256 with `hash_salt_file`)."""
-    hash_salt_file: Path | None = None
-    """File with the secret that goes into those hashes."""
-
-    @model_validator(mode="after")
-    def _salted(self) -> InputsConfig:
-        if self.hash and self.hash_salt_file is None:
-            raise ValueError("hash: set hash_salt_file, or anybody can try values")
-        return self
-
-
 class LabelConfig(BaseModel):
     """One label of a model."""
 
@@ -163,8 +141,6 @@ class FeedbackConfig(BaseModel):
     """How long one waits for others, at most."""
     ring_bytes: _Bytes = 64 << 20
     """What a front keeps while the log does not take it; more is dropped, counted."""
-    inputs: InputsConfig = InputsConfig()
-    """Inputs that are recorded beside the outputs."""
     host: str = "127.0.0.1"
     """Address of `port`."""
     port: _Port | None = None

@@ -25,9 +25,12 @@ from gateway.channel import Answer, Channel
 from gateway.clock import now_ns
 from gateway.config import Config
 from gateway.errors import GatewayError
+from gateway.feedback.frames import SOCKET
+from gateway.feedback.ring import Ring
 from gateway.logs import configure, get_logger
 from gateway.preflight import unix_path
 from gateway.serving.admission import Admission
+from gateway.serving.answers import AnswerLog
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.health import HealthService
 from gateway.serving.infer import InferService
@@ -46,6 +49,8 @@ _log = get_logger("front")
 
 _REPORT_PERIOD_S = 1.0
 """Counters are pushed this often, so that a kill -9 loses at most that much."""
+_LOG_PATIENCE_S = 3.0
+"""For the event log to take what is left when this process stops."""
 _SHADOW_PATIENCE = 10
 """How many times longer a shadow's worker may be without an answer."""
 _TIMER_NS = 10_000_000
@@ -77,6 +82,11 @@ class Front:
         )
         self.dispatcher.on_idle_handle = self._handle_idle
         self._sink = MemorySink(config.traffic.memory_records)
+        self._ring: Ring | None = None
+        log: AnswerLog | None = None
+        if config.feedback.enabled:
+            self._ring = Ring(config.feedback, config.state_dir / SOCKET)
+            log = AnswerLog(self._ring, now_ns)
         self._shadows = Shadows(
             loop,
             self.dispatcher,
@@ -84,6 +94,7 @@ class Front:
             self._sink,
             now_ns=now_ns,
             max_bytes=config.admission.max_inflight_bytes,
+            log=log,
         )
         self.infer = InferService(
             self.state,
@@ -95,6 +106,7 @@ class Front:
             max_stream_bytes=config.grpc.max_stream_bytes,
             sink=self._sink,
             shadows=self._shadows,
+            log=log,
         )
         table = methods(
             self.infer,
@@ -139,6 +151,8 @@ class Front:
         reporter = loop.create_task(self._report_forever())
         await stopped
         clean = await self._drain()
+        if self._ring is not None and (lost := await self._ring.close(_LOG_PATIENCE_S)):
+            _log.error("predictions_not_logged", predictions=lost)
         reporter.cancel()
         self._report()
         self._channel.close()
@@ -288,6 +302,7 @@ class Front:
                 "offered": self._sink.offered,
                 "forgotten": self._sink.forgotten,
             },
+            "log": {} if self._ring is None else dict(self._ring.counts),
             "transport": {
                 "accepted": transport.accepted,
                 "calls": transport.calls,
@@ -298,6 +313,7 @@ class Front:
                 "inflight_bytes": self.admission.inflight_bytes,
                 "connections": transport.open,
                 "buffered_bytes": transport.buffered_bytes,
+                "unlogged": 0 if self._ring is None else self._ring.unacknowledged,
             },
         }
 

@@ -15,6 +15,7 @@ from gateway.channel import Answer, Channel
 from gateway.clock import now_ns
 from gateway.config import Config, GrpcConfig, worker_count
 from gateway.controller.learnt_files import LearntFiles
+from gateway.controller.recording import Recording
 from gateway.controller.service import AdminService
 from gateway.controller.traffic import TrafficControl
 from gateway.errors import GatewayError, Unsupported
@@ -82,6 +83,7 @@ class Controller:
         )
         self._channel.hello({"role": "controller", "index": 0, "pid": os.getpid()})
         await traffic.start()
+        recording = Recording(self._config) if self._config.feedback.enabled else None
         listener = await self._listen(service)
         learning = loop.create_task(traffic.refresh_forever())
         finishing = loop.create_task(traffic.finish())
@@ -89,6 +91,8 @@ class Controller:
         finishing.cancel()
         learning.cancel()
         await listener.stop(_GRACE_S)
+        if recording is not None:
+            await recording.stop()
         await traffic.keep()
         await self._disk(registry.close)
         self._channel.close()

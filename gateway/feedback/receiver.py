@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import defaultdict
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from gateway.feedback.frames import (
     ACKNOWLEDGED,
@@ -131,8 +131,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the writer's id."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none
         self._living.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from gateway.feedback.blocks import Answer, encode, id_of
 from gateway.feedback.frames import ACKNOWLEDGED, FRAME, WRITER_BYTES
@@ -55,6 +55,8 @@ class Ring:
         self._loop = asyncio.get_running_loop()
         self._config = config
         self._path = str(path)
+        models = config.models.values()
+        self._named = any(one.by_request_id for one in (config.default, *models))
         self.writer = os.urandom(WRITER_BYTES)
         self.counts: Counter[str] = Counter()
         self.unacknowledged = 0
@@ -99,13 +101,16 @@ class Ring:
         self.counts["offered"] += len(answers)
         partitions = self._config.partitions
         places = partitions_of([answer.name for answer in answers], partitions)
-        shares: dict[int, tuple[list[Answer], list[Named]]] = {}
+        shares: defaultdict[int, list[Answer]] = defaultdict(list)
         for place, answer in zip(places, answers, strict=True):
-            shares.setdefault(place, ([], []))[0].append(answer)
-        for place, named in self._names(answers):
-            shares.setdefault(place, ([], []))[1].append(named)
-        for place, (some, names) in shares.items():
-            self._keep(place, len(some), encode(some, names))
+            shares[place].append(answer)
+        names: defaultdict[int, list[Named]] = defaultdict(list)
+        if self._named:
+            for place, named in self._names(answers):
+                names[place].append(named)
+        for place in sorted({*shares, *names}):
+            some = shares[place]
+            self._keep(place, len(some), encode(some, names[place]))
         self._send()
 
     def _names(self, answers: Collection[Answer]) -> list[tuple[int, Named]]:
@@ -216,9 +221,8 @@ class _Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Introduce the writer, and send what waits."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(self._ring.writer)
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none
+        self.transport.write(self._ring.writer)
         self._ring.connected(self)
 
     def data_received(self, data: bytes) -> None:

@@ -38,8 +38,14 @@ class Service(Protocol):
     def cancel(self, exchange: Exchange) -> None:
         """Drop a request whose client left."""
 
-    def record(self, exchange: Exchange, name: bytes) -> None:
-        """Offer the record of a prediction that an arm answered."""
+    @property
+    def log(self) -> object | None:
+        """Gets every answer; ``None`` where none is wanted."""
+
+    def record(
+        self, exchange: Exchange, rows: BatchRows, start: int, name: bytes
+    ) -> None:
+        """Note who answered a prediction, and what."""
 
 
 class Exchange(Pending):

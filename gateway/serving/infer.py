@@ -12,6 +12,7 @@ from gateway.errors import DeadlineExceeded, GatewayError
 from gateway.protocol.inference_pb2 import ModelInferRequest
 from gateway.rpc import Call, StreamCall
 from gateway.serving.admission import Admission
+from gateway.serving.answers import AnswerLog
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.exchange import Exchange, Inputs
 from gateway.serving.forms import Layout, Span, layout_of, scan, tail
@@ -68,8 +69,8 @@ class UnaryExchange(Exchange):
             self.on_error(error)
             return
         self.call.reply_parts(parts, size)
-        if self.choice is not None:
-            self.service.record(self, name)
+        if self.choice is not None or self.service.log is not None:
+            self.service.record(self, rows, start, name)
         if self.plan.ways:
             self.service.shadows.copy(self, rows, start, name)
         self.let_go()
@@ -96,6 +97,7 @@ class InferService:
         max_stream_bytes: Bytes of answers of one stream not yet taken.
         sink: Gets the records of predictions that arms answered.
         shadows: Gets copies of answered requests.
+        log: Gets every answer, for the event log.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class InferService:
         max_stream_bytes: int,
         sink: Sink,
         shadows: Shadows,
+        log: AnswerLog | None = None,
     ) -> None:
         self._state = state
         self._dispatcher = dispatcher
@@ -122,6 +125,7 @@ class InferService:
         self._layouts: dict[int, Layout] = {}
         self._sink = sink
         self.shadows = shadows
+        self.log = log
         self.routers = Routers(state)
         self.ids = PredictionIds()
         self.rejected: Counter[str] = Counter()
@@ -147,20 +151,20 @@ class InferService:
         for stream in tuple(self._streams):
             stream.drain()
 
-    def record(self, exchange: Exchange, name: bytes) -> None:
-        """Offer the record of a prediction that an arm answered."""
+    def record(
+        self, exchange: Exchange, rows: BatchRows, start: int, name: bytes
+    ) -> None:
+        """Note who answered a prediction, and what."""
+        if self.log is not None:
+            self.log.answered(exchange, rows, start, name)
         choice = exchange.choice
-        assert choice is not None
+        if choice is None:
+            return
         choice.tally.answered += 1
+        model, admitted_ns = exchange.plan.model, exchange.admitted_ns
+        context = exchange.context
         self._sink.offer(
-            Record(
-                name,
-                exchange.plan.model,
-                exchange.admitted_ns,
-                exchange.rows,
-                choice,
-                exchange.context,
-            )
+            Record(name, model, admitted_ns, exchange.rows, choice, context)
         )
 
     def cancel(self, exchange: Exchange) -> None:

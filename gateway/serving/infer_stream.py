@@ -50,8 +50,8 @@ class StreamExchange(Exchange):
             self.on_error(error)
             return
         self.answer = b"".join((stream_head(size), *parts))
-        if self.choice is not None:
-            self.service.record(self, name)
+        if self.choice is not None or self.service.log is not None:
+            self.service.record(self, rows, start, name)
         if self.plan.ways:
             self.service.shadows.copy(self, rows, start, name)
         self.let_go()

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gateway.catalogue import VersionEntry
 from gateway.errors import GatewayError, ModelFailed, QueueFull, TooLarge
+from gateway.feedback.blocks import Layout
 from gateway.logs import get_logger
 from gateway.serving.batching import Batch, BatchWindow, CloseReason
 from gateway.serving.pending import Pending, Phase
@@ -34,6 +35,7 @@ class VersionQueue:
         running: Batches at workers.
         inflight_rows: Rows waiting or at workers.
         pace_ns: Time per row at which a backlog drains, smoothed; 0: none seen yet.
+        layouts: Of the outputs, by their shapes, as the event log has them.
         failure_logged_ns: When the log last said why a request failed.
     """
 
@@ -49,6 +51,7 @@ class VersionQueue:
         self.model = model
         self.entry = entry
         self.spec: ModelSpec = entry.spec
+        self.layouts: dict[tuple[tuple[int, ...], ...], Layout] = {}
         self.statistics = statistics
         self.shadow = shadow
         self.run_ns = entry.slowest_run_ns

@@ -17,6 +17,7 @@ from typing import Any
 from gateway.catalogue import SHADOW_SUFFIX, Catalogue, VersionEntry
 from gateway.errors import GatewayError
 from gateway.serving.admission import Admission
+from gateway.serving.answers import AnswerLog
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.exchange import Exchange
 from gateway.serving.mirrors import Mirror, Way, way_to
@@ -48,7 +49,13 @@ class Copy(Pending):
         """Keep the answer beside the primary's."""
         tensors = rows.cut(start, start + self.rows)
         theirs = [bytes(tensors[own].data) for _, own in self.way.outputs]
-        self.owner.answered(self, theirs)
+        owner, mirror = self.owner, self.way.mirror
+        owner.answered(self, theirs)
+        if owner.log is not None:
+            queue, choice = self.way.queue, mirror.choice
+            owner.log.shadowed(
+                self, rows, start, self.name, mirror.model, queue, choice
+            )
 
     def on_error(self, error: GatewayError) -> None:
         """Count it."""
@@ -68,6 +75,7 @@ class Shadows:
         now_ns: Monotonic clock.
         max_bytes: Input bytes this front may hold.
         seed: Of the samples; ``None`` for the system's.
+        log: Gets their answers, for the event log.
     """
 
     def __init__(
@@ -80,8 +88,10 @@ class Shadows:
         now_ns: Callable[[], int],
         max_bytes: int,
         seed: int | None = None,
+        log: AnswerLog | None = None,
     ) -> None:
         self._random = Random(seed).random  # noqa: S311 - a sample, not a secret
+        self.log = log
         self._loop = loop
         self._dispatcher = dispatcher
         self._admission = admission

@@ -39,6 +39,7 @@ class Counters:
             "ruled": snapshot["ruled"],
             "shadows": snapshot["shadows"],
             "records": snapshot["records"],
+            "log": snapshot["log"],
         }
         self._counts = gone, {**last, front: counts}
         self._gauges = {**self._gauges, front: snapshot["gauges"]}
@@ -90,6 +91,11 @@ class Counters:
         records: dict[str, int] = self._totals().get("records", {})
         return {"offered": 0, "forgotten": 0, **records}
 
+    def log(self) -> dict[str, int]:
+        """Return what rings counted on the way to the event log; see `Ring`."""
+        log: dict[str, int] = self._totals().get("log", {})
+        return log
+
     def gauges(self) -> dict[str, Any]:
         """Return the sums of what the living fronts hold now."""
         total: dict[str, Any] = {
@@ -97,6 +103,7 @@ class Counters:
             "inflight_bytes": 0,
             "connections": 0,
             "buffered_bytes": 0,
+            "unlogged": 0,
         }
         for gauges in self._gauges.values():
             total = add_up(total, gauges)

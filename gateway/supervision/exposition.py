@@ -53,6 +53,7 @@ class GatewayCollector(Collector):
         yield from _requests(versions, self._counters.rejected())
         yield from _batches(versions)
         yield from _traffic(self._counters.arms(), self._counters.records())
+        yield from _logged(self._counters.log())
         yield from _shadows(self._counters.shadows())
         yield from _transport(self._counters.transport())
         yield from _gauges(self._counters.gauges())
@@ -174,6 +175,25 @@ def _traffic(
     yield from (chosen, offered, forgotten)
 
 
+def _logged(counts: dict[str, int]) -> Iterator[Metric]:
+    predictions = CounterMetricFamily(
+        "baton_log_predictions",
+        "Predictions on the way to the event log: offered, dropped by a full ring, "
+        "stripped of outputs too large",
+        labels=["outcome"],
+    )
+    for outcome in ("offered", "dropped", "stripped"):
+        predictions.add_metric([outcome], counts.get(outcome, 0))
+    blocks = CounterMetricFamily(
+        "baton_log_blocks", "Blocks of predictions: made, sent again", labels=["kind"]
+    )
+    blocks.add_metric(["made"], counts.get("blocks", 0))
+    blocks.add_metric(["resent"], counts.get("resent", 0))
+    nbytes = CounterMetricFamily("baton_log_bytes", "Bytes of these blocks")
+    nbytes.add_metric([], counts.get("bytes", 0))
+    yield from (predictions, blocks, nbytes)
+
+
 def _gauges(gauges: dict[str, Any]) -> Iterator[Metric]:
     requests = GaugeMetricFamily(
         "baton_inflight_requests",
@@ -194,6 +214,11 @@ def _gauges(gauges: dict[str, Any]) -> Iterator[Metric]:
     )
     buffered.add_metric([], gauges["buffered_bytes"])
     yield buffered
+    unlogged = GaugeMetricFamily(
+        "baton_log_unacknowledged", "Predictions that the event log does not have yet"
+    )
+    unlogged.add_metric([], gauges["unlogged"])
+    yield unlogged
 
 
 def _processes(processes: Processes) -> Iterator[Metric]:

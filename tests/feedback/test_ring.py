@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import uvloop
 
 from gateway.feedback.blocks import Answer, TensorLayout, decode
 from gateway.feedback.embedded import EmbeddedLog
@@ -101,7 +102,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(30):
             await work()
 
-    asyncio.run(bounded())
+    uvloop.run(bounded())
 
 
 def ids(answers: Sequence[Answer]) -> list[bytes]:
