@@ -228,6 +228,7 @@ reports = st.fixed_dictionaries(
                 }
             ),
         ),
+        "log": st.fixed_dictionaries({"offered": counts, "dropped": counts}),
         "records": st.fixed_dictionaries({"offered": counts, "forgotten": counts}),
         "gauges": st.fixed_dictionaries(
             {
@@ -235,6 +236,7 @@ reports = st.fixed_dictionaries(
                 "inflight_bytes": counts,
                 "connections": counts,
                 "buffered_bytes": counts,
+                "unlogged": counts,
             }
         ),
     }
@@ -262,6 +264,7 @@ class TestCounters:
             "inflight_bytes": 0,
             "connections": 0,
             "buffered_bytes": 0,
+            "unlogged": 0,
         }
 
     @given(reports, reports)
