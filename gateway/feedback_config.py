@@ -153,8 +153,8 @@ class FeedbackConfig(BaseModel):
     joined, by a hash of the id, with twice the weight, then a quarter, and so on."""
     max_dangling: _Count = 1_000_000
     """Labels of one partition that wait for predictions; more are dead letters."""
-    idle_s: _Count = 30
-    """A topic without events for this long no longer holds time back."""
+    max_outcomes: _Count = 1_000_000
+    """Joined rows of one partition that are kept; older ones make room."""
     models: dict[str, JoinConfig] = {}
     """How the labels of each model meet its predictions."""
     default: JoinConfig = JoinConfig()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.feedback import packing
+from gateway.feedback.health import Gauges
 from gateway.feedback.join import Effects, Join, WorkingSet
 from gateway.feedback.log import LABELS, PREDICTIONS
 from gateway.feedback.types import DeadLetter, Label, Outcome, Prediction, Stored
@@ -131,17 +132,21 @@ class Shard:
             fresh.append((stored, what))
         for topic, known_ms in (caught_up_ms or {}).items():
             times[topic] = max(times.get(topic, 0), known_ms)
-        with self._transaction():
-            effects = self._events(fresh)
-            for letter in dead:
-                if letter.stored.offset >= self.offsets.get(letter.stored.topic, 0):
-                    effects.dead.append(letter)
-                    effects.counts[f"dead_{letter.reason}"] += 1
-            held = self._write_effects(effects)
-            self._write_meta(offsets, times, held)
-        self.offsets, self._times, self._held = offsets, times, held
-        self.counts = self._counts_after(effects)
-        outcomes = effects.outcomes
+        outcomes: list[Outcome] = []
+        if offsets == self.offsets:
+            self._times = times  # written with whatever comes next
+        else:
+            with self._transaction():
+                effects = self._events(fresh)
+                for letter in dead:
+                    if letter.stored.offset >= self.offsets.get(letter.stored.topic, 0):
+                        effects.dead.append(letter)
+                        effects.counts[f"dead_{letter.reason}"] += 1
+                held = self._write_effects(effects)
+                self._write_meta(offsets, times, held)
+            self.offsets, self._times, self._held = offsets, times, held
+            self.counts = self._counts_after(effects)
+            outcomes = effects.outcomes
         while more := self._expire():
             outcomes += more.outcomes
         return outcomes
@@ -164,15 +169,24 @@ class Shard:
         )
         return [(number, packing.outcome_from(packed)) for number, packed in rows]
 
-    def forget_outcomes(self, upto: int) -> None:
-        """Drop the rows up to a number."""
-        with self._transaction():
-            self._db.execute("DELETE FROM outcomes WHERE number <= ?", (upto,))
+    def trim(self, most: int) -> None:
+        """Drop rows that were emitted, the oldest first, until `most` are left."""
+        (last,) = self._db.execute("SELECT max(number) FROM outcomes").fetchone()
+        (first,) = self._db.execute("SELECT min(number) FROM outcomes").fetchone()
+        if last is not None and first <= last - most:
+            with self._transaction():
+                self._db.execute(
+                    "DELETE FROM outcomes WHERE number <= ?", (last - most,)
+                )
 
-    def pending(self) -> int:
-        """Return how many requests are kept."""
-        (count,) = self._db.execute("SELECT count(*) FROM pending").fetchone()
-        return int(count)
+    def gauges(self) -> Gauges:
+        """Return what is kept; with millions of requests this takes a moment."""
+        (pending,) = self._db.execute("SELECT count(*) FROM pending").fetchone()
+        (oldest_ms,) = self._db.execute(
+            "SELECT min(due_ms) FROM (SELECT min(due_ms) AS due_ms FROM pending "
+            "UNION ALL SELECT min(due_ms) FROM dangling)"
+        ).fetchone()
+        return Gauges(pending, self._held, oldest_ms or 0)
 
     def fingerprint(self) -> str:
         """Return a hash of the state: equal after the same events, however cut."""

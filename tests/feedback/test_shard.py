@@ -57,7 +57,7 @@ def test_batches_reopened_in_between_come_to_what_the_definition_says(
         letters = [dead.letter for dead in shard.outbox()]
         dead = {f"{letter.stored.offset}:{letter.reason}" for letter in letters}
         assert (net_of(rows), dead) == expected(config, made), seed
-        assert shard.pending() == 0
+        assert shard.gauges().pending == 0
         shard.close()
 
 
@@ -198,7 +198,7 @@ def test_a_batch_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     first = histories.stored(PREDICTIONS, 0, T0)
     with pytest.raises(ValueError, match="unmarshallable"):
         shard.apply([(first, [good, broken])])
-    assert (shard.pending(), shard.offsets) == (0, {})
+    assert (shard.gauges().pending, shard.offsets) == (0, {})
     shard.apply([(first, [good, bad])])
     shard.close()
     shard = Shard(tmp_path / "0.db", 0, config_of())
