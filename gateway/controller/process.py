@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from gateway.channel import Answer, Channel
 from gateway.clock import now_ns
 from gateway.config import Config, GrpcConfig, worker_count
+from gateway.controller.ground_truth import GroundTruth
 from gateway.controller.learnt_files import LearntFiles
-from gateway.controller.recording import Recording
 from gateway.controller.service import AdminService
 from gateway.controller.traffic import TrafficControl
 from gateway.errors import GatewayError, Unsupported
@@ -83,7 +83,9 @@ class Controller:
         )
         self._channel.hello({"role": "controller", "index": 0, "pid": os.getpid()})
         await traffic.start()
-        recording = Recording(self._config) if self._config.feedback.enabled else None
+        truth: GroundTruth | None = None
+        if self._config.feedback.enabled:
+            truth = GroundTruth(self._config, self._channel.tell)
         listener = await self._listen(service)
         learning = loop.create_task(traffic.refresh_forever())
         finishing = loop.create_task(traffic.finish())
@@ -91,8 +93,8 @@ class Controller:
         finishing.cancel()
         learning.cancel()
         await listener.stop(_GRACE_S)
-        if recording is not None:
-            await recording.stop()
+        if truth is not None:
+            await truth.stop()
         await traffic.keep()
         await self._disk(registry.close)
         self._channel.close()

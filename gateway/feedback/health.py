@@ -51,7 +51,7 @@ class Health:
         self._ages: defaultdict[str, list[int]] = defaultdict(
             lambda: [0] * (len(AGE_BUCKETS_S) + 1)
         )
-        self._age_s: Counter[str] = Counter()
+        self._age_s: defaultdict[str, float] = defaultdict(float)
         self._counts: dict[int, Mapping[str, int]] = {}
         self._gauges: dict[int, Gauges] = {}
         self._lag: dict[int, int] = {}
@@ -66,10 +66,10 @@ class Health:
                     group = group._replace(segments=OTHER)
                 counts = self._rows.setdefault(group, Counter())
             counts[row.status] += row.sign
-            if row.label_ms is not None:
+            if row.label_ms is not None and row.sign > 0:
                 age_s = max(0, row.label_ms - row.time_ms) / 1000
-                self._ages[row.model][bisect_left(AGE_BUCKETS_S, age_s)] += row.sign
-                self._age_s[row.model] += row.sign * age_s  # type: ignore[assignment]
+                self._ages[row.model][bisect_left(AGE_BUCKETS_S, age_s)] += 1
+                self._age_s[row.model] += age_s
 
     def counted(self, partition: int, counts: Mapping[str, int]) -> None:
         """Take what a shard has counted since the log's beginning."""

@@ -12,6 +12,10 @@ class Counters:
 
     One thread writes, any may read: what is read is replaced in one step, so that
     no scrape sees a front in neither place, or in both.
+
+    Attributes:
+        joined: What the controller last said of the join; see `Health`. Empty where
+            there is none.
     """
 
     def __init__(self) -> None:
@@ -19,6 +23,7 @@ class Counters:
         last: dict[int, dict[str, Any]] = {}
         self._counts = gone, last
         self._gauges: dict[int, dict[str, Any]] = {}
+        self.joined: dict[str, Any] = {}
 
     def report(self, front: int, snapshot: dict[str, Any]) -> None:
         """Take the counters of one front process, by its pid.

@@ -14,6 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from gateway.feedback.health import AGE_BUCKETS_S
 from gateway.serving.statistics import DELAY_BUCKETS_S, ROW_BUCKETS
 from gateway.supervision.counters import Counters
 
@@ -54,6 +55,7 @@ class GatewayCollector(Collector):
         yield from _batches(versions)
         yield from _traffic(self._counters.arms(), self._counters.records())
         yield from _logged(self._counters.log())
+        yield from _joined(self._counters.joined)
         yield from _shadows(self._counters.shadows())
         yield from _transport(self._counters.transport())
         yield from _gauges(self._counters.gauges())
@@ -192,6 +194,47 @@ def _logged(counts: dict[str, int]) -> Iterator[Metric]:
     nbytes = CounterMetricFamily("baton_log_bytes", "Bytes of these blocks")
     nbytes.add_metric([], counts.get("bytes", 0))
     yield from (predictions, blocks, nbytes)
+
+
+def _joined(health: dict[str, Any]) -> Iterator[Metric]:
+    """Yield the metrics of `gateway.feedback.health.Health.snapshot`."""
+    events = CounterMetricFamily(
+        "baton_join_events",
+        "Labels, and predictions that were of no use, by what became of them",
+        labels=["outcome"],
+    )
+    for outcome, count in health.get("counts", {}).items():
+        events.add_metric([outcome], count)
+    rows = GaugeMetricFamily(
+        "baton_join_rows",
+        "Rows joined since the controller started, less those taken back",
+        labels=("model", "version", "role", "segments", "status"),
+    )
+    for *group, count in health.get("rows", ()):
+        rows.add_metric([str(each) for each in group], count)
+    ages = HistogramMetricFamily(
+        "baton_label_age_seconds", "From a prediction to its label", labels=["model"]
+    )
+    for model, counts, sum_s in health.get("ages", ()):
+        ages.add_metric([model], _cumulative(AGE_BUCKETS_S, counts), sum_s)
+    lag = GaugeMetricFamily(
+        "baton_join_lag_events", "Events not joined yet", labels=["partition"]
+    )
+    for partition, count in health.get("lag", {}).items():
+        lag.add_metric([partition], count)
+    yield from (events, rows, ages, lag)
+    for name, help_, key in (
+        ("baton_join_pending", "Requests whose labels may still come", "pending"),
+        ("baton_join_held_labels", "Labels that wait for their predictions", "held"),
+    ):
+        gauge = GaugeMetricFamily(name, help_)
+        gauge.add_metric([], health.get(key, 0))
+        yield gauge
+    due = GaugeMetricFamily(
+        "baton_join_due_timestamp_seconds", "When the first of both is due; 0 for none"
+    )
+    due.add_metric([], health.get("oldest_ms", 0) / 1000)
+    yield due
 
 
 def _gauges(gauges: dict[str, Any]) -> Iterator[Metric]:

@@ -265,6 +265,8 @@ class Fleet:
         match message["op"]:
             case "counters":
                 self.fronts.on_counters(channel, message)
+            case "joined":
+                self.fronts.counters.joined = message["health"]
             case "released":
                 self.fronts.on_released(channel, message["handle"])
             case "listening":
