@@ -67,6 +67,7 @@ class KafkaConsumer:
         self._following: dict[Place, int] = {}
         self._owned: set[int] = set()
         self._epoch = 0
+        self._settled = False
         self._failure: BaseException | None = None
         self._moved_s = 0.0
         self._last_ms: dict[Place, int] = {}
@@ -118,8 +119,9 @@ class KafkaConsumer:
             )
         except KafkaError as error:
             raise LogUnavailable(f"Kafka: {error or type(error).__name__}") from error
-        if epoch != self._epoch:
-            # Whatever this was, it is not what follows now.
+        if epoch != self._epoch or not self._settled:
+            # Whatever this was, it is not what follows now. aiokafka also reads while
+            # partitions change hands, from where the group was.
             self._seek(consumer, self._following)
             return ()
         events: list[Stored] = []
@@ -199,6 +201,7 @@ class KafkaConsumer:
     async def take(self, places: Sequence[TopicPartition]) -> None:
         """Begin with partitions that are ours now."""
         self._epoch += 1
+        self._settled = False
         consumer = self._the_consumer()
         partitions = sorted({place.partition for place in places})
         assert self._assigned is not None
@@ -220,10 +223,12 @@ class KafkaConsumer:
             self._following[place] = min(start, ends[where])
         self._seek(consumer, self._following)
         self._epoch += 1
+        self._settled = True
 
     async def give_up(self) -> None:
         """Let go of all partitions; the reader may still commit."""
         self._epoch += 1
+        self._settled = False
         owned = sorted(self._owned)
         try:
             if owned and self._revoked is not None:

@@ -1,0 +1,311 @@
+"""Several joiners on real Kafka, killed, stopped and started all the time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+import pytest
+
+from deploy.kafka.broker import Cluster, KafkaUnavailable
+from gateway.clock import PredictionIds
+from gateway.feedback import cloudevents
+from gateway.feedback.blocks import Answer, TensorLayout, encode
+from gateway.feedback.kafka import KafkaLog
+from gateway.feedback.log import LABELS, PREDICTIONS, LogUnavailable
+from gateway.feedback.partition import partitions_of
+from gateway.feedback.shard import Shard
+from gateway.feedback.types import Event, Label, LabelKind
+from gateway.feedback_config import FeedbackConfig
+from tests.gateway_process import wait_for
+
+ROOT = Path(__file__).parents[2]
+PARTITIONS = 4
+MEMBERS = 3
+CHAOS_S = 20.0 * int(os.environ.get("ADVERSITY_REPEAT", "1"))
+LAYOUT = (TensorLayout("y", "FP32", (1,)),)
+
+
+class Chosen(NamedTuple):
+    """A choice, as traffic makes it."""
+
+    version: int = 1
+    role: str = "champion"
+    propensity: float = 1.0
+    policy: str = "fixed"
+    revision: int = 1
+    snapshot: int = 0
+
+
+CHOSEN = Chosen()
+
+
+class Members:
+    """Joiner processes of one group, each with a folder of its own."""
+
+    def __init__(self, config: FeedbackConfig, folder: Path) -> None:
+        self._config = config.model_dump_json()
+        self._folder = folder
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        for member in range(MEMBERS):
+            self.start(member)
+
+    def folder(self, member: int) -> Path:
+        return self._folder / str(member)
+
+    def start(self, member: int) -> None:
+        """Start one, unless it runs."""
+        running = self._running.get(member)
+        if running is not None and running.poll() is None:
+            return
+        command = [sys.executable, "-m", "tests.feedback.joiner_process"]
+        log = (self._folder / f"{member}.log").open("ab")
+        self._running[member] = subprocess.Popen(
+            [*command, self._config, str(self.folder(member))],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+
+    def end(self, member: int, how: signal.Signals) -> None:
+        """Stop or kill one."""
+        self._running[member].send_signal(how)
+        self._running[member].wait(30)
+
+    def stop(self) -> None:
+        for member in self._running:
+            with suppress(ProcessLookupError):
+                self.end(member, signal.SIGTERM)
+
+    def outcomes(self, member: int, partition: int) -> dict[bytes, float] | None:
+        """Return the labels that one's rows of a partition add up to, once stopped."""
+        path = self.folder(member) / f"{partition}.sqlite"
+        if not path.exists():
+            return None
+        shard = Shard(path, partition, FeedbackConfig.model_validate_json(self._config))
+        net: dict[tuple[bytes, float], int] = {}
+        for _, row in shard.outcomes(most=1_000_000):
+            ((_, value),) = row.labels
+            assert isinstance(value, float)
+            net[row.id, value] = net.get((row.id, value), 0) + row.sign
+        shard.close()
+        assert set(net.values()) <= {0, 1}
+        return {key: value for (key, value), sign in net.items() if sign}
+
+
+class Load:
+    """Predictions and labels as fronts and producers append them."""
+
+    def __init__(self, log: KafkaLog) -> None:
+        self._log = log
+        self._ids = PredictionIds()
+        self._order = random.Random(3)
+        self._waiting: list[tuple[int, Label]] = []
+        self._step = 0
+        self.truth: dict[bytes, float] = {}
+
+    async def step(self) -> None:
+        """Append some predictions, and some labels of earlier ones."""
+        self._step += 1
+        now_ms = time.time_ns() // 1_000_000
+        names = self._ids.mint_all(40)
+        answers = [
+            Answer(
+                name, "m", now_ms, 900, 1, CHOSEN, ("", -1, ()), LAYOUT,
+                (struct.pack("<f", 1.0),), "",
+            )
+            for name in names
+        ]  # fmt: skip
+        for name in names:
+            self._say(UUID(name.decode()).bytes, now_ms)
+        await self._append(
+            PREDICTIONS,
+            [
+                (partition, Event(b"", encode([answer])))
+                for partition, answer in zip(
+                    partitions_of(names, PARTITIONS), answers, strict=True
+                )
+            ],
+        )
+        due = [label for step, label in self._waiting if step <= self._step]
+        self._waiting = [each for each in self._waiting if each[0] > self._step]
+        self._order.shuffle(due)
+        await self.send(due)
+
+    def _say(self, key: bytes, now_ms: int) -> None:
+        """Label a prediction soon: once, twice, or otherwise first."""
+        value = float(self._order.randrange(1000))
+        self.truth[key] = value
+        right = self._label(key, value, 1, now_ms)
+        self._waiting.append((self._step + self._order.randrange(20), right))
+        luck = self._order.random()
+        if luck < 0.2:
+            self._waiting.append((self._step + self._order.randrange(40), right))
+        elif luck > 0.8:
+            wrong = self._label(key, -1.0, 0, now_ms)
+            self._waiting.append((self._step + self._order.randrange(40), wrong))
+
+    @staticmethod
+    def _label(key: bytes, value: float, seq: int, now_ms: int) -> Label:
+        kind = LabelKind.VALUE
+        return Label(
+            uuid4().hex, "test", key, None, 0, "label", kind, value, seq, now_ms, 1.0
+        )
+
+    async def rest(self) -> None:
+        """Append all labels that are left."""
+        await self.send([label for _, label in self._waiting])
+        self._waiting = []
+
+    async def send(self, labels: list[Label]) -> None:
+        events = [cloudevents.encode(label) for label in labels]
+        places = partitions_of([event.key for event in events], PARTITIONS)
+        await self._append(LABELS, list(zip(places, events, strict=True)))
+
+    async def _append(self, topic: str, events: list[tuple[int, Event]]) -> None:
+        """Append events, again where the log may not have them."""
+        for partition in range(PARTITIONS):
+            share = [event for where, event in events if where == partition]
+            while share:
+                try:
+                    await self._log.append(topic, partition, share)
+                except LogUnavailable:
+                    await asyncio.sleep(0.2)
+                else:
+                    break
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[Cluster]:
+    """A broker that may be killed."""
+    try:
+        cluster = Cluster(tmp_path / "kafka")
+    except KafkaUnavailable as error:
+        pytest.skip(str(error))
+    with cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def log(own_kafka: Cluster) -> AsyncIterator[KafkaLog]:
+    config = config_of(own_kafka)
+    assert config.kafka is not None
+    made = await KafkaLog.open(config.kafka, PARTITIONS)
+    yield made
+    await made.close()
+
+
+def config_of(cluster: Cluster) -> FeedbackConfig:
+    kafka = {"bootstrap_servers": [cluster.bootstrap], "session_timeout_ms": 2000}
+    return FeedbackConfig.model_validate(
+        {
+            "enabled": True,
+            "partitions": PARTITIONS,
+            "kafka": {**kafka, "stuck_after_s": 5},
+            "default": {
+                "labels": {"label": {"type": "number"}},
+                "window_s": 8,
+                "lateness_s": 3600,
+            },
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180 + 3 * CHAOS_S)
+async def test_every_label_counts_once_whoever_is_killed(
+    own_kafka: Cluster, log: KafkaLog, tmp_path: Path
+) -> None:
+    """F12, F14, F15: joiners come and go every other second, and the broker too."""
+    (tmp_path / "members").mkdir()
+    members = Members(config_of(own_kafka), tmp_path / "members")
+    load, order = Load(log), random.Random(5)
+    until, change = time.monotonic() + CHAOS_S, time.monotonic() + 3
+    ended = broken = 0
+    try:
+        while time.monotonic() < until:
+            await load.step()
+            if time.monotonic() > change:
+                change += 2
+                member = order.randrange(MEMBERS)
+                how = order.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+                await asyncio.to_thread(members.end, member, how)
+                ended += 1
+                if ended % 4 == 0:
+                    await asyncio.to_thread(own_kafka.kill, 1)
+                    await asyncio.to_thread(own_kafka.start, 1)
+                    broken += 1
+                for each in range(MEMBERS):
+                    members.start(each)
+        await load.rest()
+        ends = {
+            (topic, partition): (await log.extent(topic, partition)).end
+            for topic in (PREDICTIONS, LABELS)
+            for partition in range(PARTITIONS)
+        }
+        names = {f"{topic}/{p}": end for (topic, p), end in ends.items()}
+        done = await asyncio.to_thread(wait_for, lambda: finished(members, names), 90)
+    finally:
+        await asyncio.to_thread(members.stop)
+    joined: dict[bytes, float] = {}
+    for partition in range(PARTITIONS):
+        for member in done[partition]:
+            found = members.outcomes(member, partition)
+            assert found is not None
+            joined |= found
+    said = f"F12, F14: {len(load.truth)} predictions, {ended} joiners and {broken}"
+    print(said, "brokers ended")  # noqa: T201
+    assert ended > 5
+    assert broken > 0
+    assert joined == load.truth
+
+
+def finished(members: Members, ends: dict[str, int]) -> dict[int, list[int]] | None:
+    """Return who has joined all of each partition; ``None`` if one is not there yet."""
+    done: dict[int, list[int]] = {p: [] for p in range(PARTITIONS)}
+    for member in range(MEMBERS):
+        for partition in range(PARTITIONS):
+            path = members.folder(member) / f"{partition}.sqlite"
+            state = looked_at(path)
+            if state is None:
+                continue
+            offsets, open_ = state
+            read = all(
+                offsets.get(topic, 0) >= ends[f"{topic}/{partition}"]
+                for topic in (PREDICTIONS, LABELS)
+            )
+            if read and not open_:
+                done[partition].append(member)
+    return done if all(done.values()) else None
+
+
+def looked_at(path: Path) -> tuple[dict[str, int], int] | None:
+    """Return a shard's offsets, and how many of its requests are not emitted yet."""
+    soon_ms = time.time_ns() // 1_000_000 + 600_000  # those that are closed wait longer
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        try:
+            (offsets,) = db.execute(
+                "SELECT value FROM meta WHERE name = 'offsets'"
+            ).fetchone() or ("{}",)
+            (open_,) = db.execute(
+                "SELECT count(*) FROM pending WHERE due_ms < ?", (soon_ms,)
+            ).fetchone()
+        except sqlite3.OperationalError:  # it is being made
+            return None
+    return json.loads(offsets), open_
