@@ -8,14 +8,12 @@ import os
 import random
 import signal
 import sqlite3
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
@@ -23,34 +21,19 @@ import pytest
 from deploy.kafka.broker import Cluster, KafkaUnavailable
 from gateway.clock import PredictionIds
 from gateway.feedback import cloudevents
-from gateway.feedback.blocks import Answer, TensorLayout, encode
 from gateway.feedback.kafka import KafkaLog
 from gateway.feedback.log import LABELS, PREDICTIONS, LogUnavailable
 from gateway.feedback.partition import partitions_of
 from gateway.feedback.shard import Shard
 from gateway.feedback.types import Event, Label, LabelKind
 from gateway.feedback_config import FeedbackConfig
+from tests.feedback.logged import block
 from tests.gateway_process import wait_for
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 4
 MEMBERS = 3
 CHAOS_S = 20.0 * int(os.environ.get("ADVERSITY_REPEAT", "1"))
-LAYOUT = (TensorLayout("y", "FP32", (1,)),)
-
-
-class Chosen(NamedTuple):
-    """A choice, as traffic makes it."""
-
-    version: int = 1
-    role: str = "champion"
-    propensity: float = 1.0
-    policy: str = "fixed"
-    revision: int = 1
-    snapshot: int = 0
-
-
-CHOSEN = Chosen()
 
 
 class Members:
@@ -123,22 +106,14 @@ class Load:
         self._step += 1
         now_ms = time.time_ns() // 1_000_000
         names = self._ids.mint_all(40)
-        answers = [
-            Answer(
-                name, "m", now_ms, 900, 1, CHOSEN, ("", -1, ()), LAYOUT,
-                (struct.pack("<f", 1.0),), "",
-            )
-            for name in names
-        ]  # fmt: skip
         for name in names:
             self._say(UUID(name.decode()).bytes, now_ms)
+        places = partitions_of(names, PARTITIONS)
         await self._append(
             PREDICTIONS,
             [
-                (partition, Event(b"", encode([answer])))
-                for partition, answer in zip(
-                    partitions_of(names, PARTITIONS), answers, strict=True
-                )
+                (partition, Event(b"", block([name], now_ms)))
+                for partition, name in zip(places, names, strict=True)
             ],
         )
         due = [label for step, label in self._waiting if step <= self._step]
