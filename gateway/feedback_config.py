@@ -148,9 +148,6 @@ class FeedbackConfig(BaseModel):
     one. It always listens on ``outcomes.sock`` in `state_dir`."""
     max_label_bytes: _Bytes = 64 << 10
     """Largest label event that is taken."""
-    max_pending: _Count = 10_000_000
-    """Predictions of one partition that wait for labels; beyond it half of them are
-    joined, by a hash of the id, with twice the weight, then a quarter, and so on."""
     max_dangling: _Count = 1_000_000
     """Labels of one partition that wait for predictions; more are dead letters."""
     max_outcomes: _Count = 1_000_000
