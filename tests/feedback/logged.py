@@ -1,9 +1,14 @@
-"""Predictions as a front appends them."""
+"""Predictions as a front appends them, and what was joined of them."""
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import struct
+import time
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 from gateway.feedback.blocks import Answer, TensorLayout, encode
@@ -36,3 +41,37 @@ def block(names: Sequence[bytes], time_ms: int) -> bytes:
             for name in names
         ]
     )
+
+
+def emitted(state: Path) -> int:
+    """Return how many rows the shards of a gateway have emitted; it may be running."""
+    total = 0
+    for path in (state / "joins").glob("*.sqlite"):
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            (count,) = db.execute("SELECT count(*) FROM outcomes").fetchone()
+            total += count
+    return total
+
+
+def all_closed(state: Path) -> bool:
+    """Return whether every request that a gateway has read is emitted."""
+    shards = [looked_at(path) for path in (state / "joins").glob("*.sqlite")]
+    return all(shard is not None and not shard[1] for shard in shards)
+
+
+def looked_at(path: Path) -> tuple[dict[str, int], int] | None:
+    """Return a shard's offsets, and how many of its requests are not emitted yet."""
+    soon_ms = time.time_ns() // 1_000_000 + 600_000  # those that are closed wait longer
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        try:
+            (offsets,) = db.execute(
+                "SELECT value FROM meta WHERE name = 'offsets'"
+            ).fetchone() or ("{}",)
+            (open_,) = db.execute(
+                "SELECT count(*) FROM pending WHERE due_ms < ?", (soon_ms,)
+            ).fetchone()
+        except sqlite3.OperationalError:  # it is being made
+            return None
+    return json.loads(offsets), open_

@@ -11,12 +11,10 @@ import gzip
 import os
 import random
 import signal
-import sqlite3
 import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -35,13 +33,14 @@ from gateway.feedback_config import FeedbackConfig
 from gateway.outcomes_client import OutcomesClient
 from gateway.protocol import inference_pb2 as pb
 from gateway.protocol import outcomes_pb2
+from tests.feedback.logged import emitted
 from tests.gateway_process import SERVICE, wait_for
 from tests.onnx_models import FLOAT, build, info
 from tests.traffic.served import MODEL, Served, serving
 
 FEATURES = ("period", "nswprice", "nswdemand", "vicprice", "vicdemand", "transfer")
 PARTITIONS = 3
-WINDOW_S = 20
+WINDOW_S = 15
 FEEDBACK = {
     "enabled": True,
     "partitions": PARTITIONS,
@@ -139,17 +138,6 @@ def send(served: Served, labels: list[outcomes_pb2.LabelEvent]) -> None:
     wait_for(taken, 60)
 
 
-def emitted(served: Served) -> int:
-    """Return how many rows the shards have emitted, from outside."""
-    total = 0
-    for partition in range(PARTITIONS):
-        uri = f"file:{served.state}/joins/{partition}.sqlite?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True)) as db:
-            (count,) = db.execute("SELECT count(*) FROM outcomes").fetchone()
-            total += count
-    return total
-
-
 def joined(served: Served) -> dict[tuple[int, int], Counter[bool]]:
     """Return what the rows that were emitted add up to, of a stopped gateway."""
     found: dict[tuple[int, int], Counter[bool]] = {}
@@ -218,9 +206,9 @@ def test_accuracy_is_what_it_is_offline_to_the_last_row(tmp_path: Path) -> None:
             if start // SENT_AT_ONCE == 15:
                 (controller,) = served.running.pids("controller")
                 os.kill(controller, signal.SIGKILL)
-        wait_for(lambda: emitted(served) >= len(ups), 90)
+        wait_for(lambda: emitted(served.state) >= len(ups), 90)
         send(served, late)
-        wait_for(lambda: emitted(served) >= len(ups) + 2 * len(late), 30)
+        wait_for(lambda: emitted(served.state) >= len(ups) + 2 * len(late), 30)
         assert served.running.stop() == 0
         when = cohorts(served)
         online = joined(served)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -27,13 +25,13 @@ from gateway.feedback.partition import partitions_of
 from gateway.feedback.shard import Shard
 from gateway.feedback.types import Event, Label, LabelKind
 from gateway.feedback_config import FeedbackConfig
-from tests.feedback.logged import block
+from tests.feedback.logged import block, looked_at
 from tests.gateway_process import wait_for
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 4
 MEMBERS = 3
-CHAOS_S = 20.0 * int(os.environ.get("ADVERSITY_REPEAT", "1"))
+CHAOS_S = 14.0 * int(os.environ.get("ADVERSITY_REPEAT", "1"))
 
 
 class Members:
@@ -244,7 +242,7 @@ async def test_every_label_counts_once_whoever_is_killed(
             joined |= found
     said = f"F12, F14: {len(load.truth)} predictions, {ended} joiners and {broken}"
     print(said, "brokers ended")  # noqa: T201
-    assert ended > 5
+    assert ended >= 4
     assert broken > 0
     assert joined == load.truth
 
@@ -266,21 +264,3 @@ def finished(members: Members, ends: dict[str, int]) -> dict[int, list[int]] | N
             if read and not open_:
                 done[partition].append(member)
     return done if all(done.values()) else None
-
-
-def looked_at(path: Path) -> tuple[dict[str, int], int] | None:
-    """Return a shard's offsets, and how many of its requests are not emitted yet."""
-    soon_ms = time.time_ns() // 1_000_000 + 600_000  # those that are closed wait longer
-    if not path.exists():
-        return None
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        try:
-            (offsets,) = db.execute(
-                "SELECT value FROM meta WHERE name = 'offsets'"
-            ).fetchone() or ("{}",)
-            (open_,) = db.execute(
-                "SELECT count(*) FROM pending WHERE due_ms < ?", (soon_ms,)
-            ).fetchone()
-        except sqlite3.OperationalError:  # it is being made
-            return None
-    return json.loads(offsets), open_
