@@ -133,7 +133,7 @@ def response_values(response: pb.ModelInferResponse) -> dict[str, object]:
             array = decode_array(raw, tensor.datatype, tuple(tensor.shape))
         except ValueError as error:
             raise TensorError(f"{tensor.name}: {error}") from None
-        outputs[tensor.name] = _nested(array, tensor.datatype)
+        outputs[tensor.name] = nested(array, tensor.datatype)
     return {
         "model": response.model_name,
         "version": version,
@@ -199,7 +199,7 @@ def _encode(
         return encode_array(array, entry.name)
     wide = np.array(elements, dtype=np.float64)
     narrow = _narrowed(wide, entry)
-    lost = np.isinf(_widened(narrow, entry)) & ~np.isinf(wide)
+    lost = np.isinf(widened(narrow, entry)) & ~np.isinf(wide)
     if lost.any():
         index = int(lost.argmax())
         place = _place(name, index, shape)
@@ -276,20 +276,26 @@ def _narrowed(wide: NDArray[np.float64], entry: DataType) -> NDArray[np.generic]
     return np.where(np.isnan(wide), 0x7FC0, rounded).astype(entry.numpy)
 
 
-def _widened(array: NDArray[np.generic], entry: DataType) -> NDArray[np.floating]:
+def widened(array: NDArray[np.generic], entry: DataType) -> NDArray[np.floating]:
+    """Return floats of the same values; those of BF16 are bit patterns before."""
     if entry.name == "BF16":
         return (array.astype("<u4") << 16).view("<f4")
     return array.astype(array.dtype)
 
 
-def _nested(array: NDArray[np.generic], datatype: str) -> object:
-    """Return nested lists of what JSON can hold."""
+def nested(array: NDArray[np.generic], datatype: str) -> object:
+    """Return nested lists of what JSON can hold.
+
+    Args:
+        array: As `featurizer.encode.decode_array` makes it.
+        datatype: Its own; of BF16, `array` has the bit patterns.
+    """
     entry = DATATYPES[datatype]
     values: list[object]
     if datatype == "BYTES":
         values = [_text(element) for element in array.reshape(-1).tolist()]
     elif _is_real(entry):
-        values = [_number(element) for element in _widened(array, entry).reshape(-1)]
+        values = [_number(element) for element in widened(array, entry).reshape(-1)]
     else:
         values = array.reshape(-1).tolist()
     held = np.empty(len(values), dtype=object)

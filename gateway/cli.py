@@ -21,7 +21,8 @@ import typer
 import yaml
 
 from gateway.commands.audit import audit_app
-from gateway.commands.labels import labels_app, log_app
+from gateway.commands.labels import labels_app
+from gateway.commands.log import log_app
 from gateway.commands.models import add_model_commands
 from gateway.commands.options import takes
 from gateway.commands.repository import Reach, add_repository_commands

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -11,6 +12,7 @@ import grpc
 from gateway.client_config import UNIX, channel_options, target
 from gateway.client_rpc import ClientError
 from gateway.errors import Code
+from gateway.feedback.types import Event, Stored
 from gateway.logs import escape
 from gateway.protocol import outcomes_pb2 as pb
 
@@ -56,19 +58,40 @@ class OutcomesClient:
         request = pb.ReportRequest(labels=labels)
         return self._call(OUTCOMES + "Report", request, pb.ReportResponse)
 
+    def report_stream(self, requests: Iterable[pb.ReportRequest]) -> pb.ReportResponse:
+        """Send labels in many messages; the answer names the first 1,000 refusals."""
+        method = self._channel.stream_unary(
+            OUTCOMES + "ReportStream",
+            request_serializer=pb.ReportRequest.SerializeToString,
+            response_deserializer=pb.ReportResponse.FromString,
+        )
+        with self._told():
+            answer: pb.ReportResponse = method(iter(requests), timeout=_TIMEOUT_S)
+        return answer
+
     def extents(self, topic: str) -> Sequence[pb.PartitionExtent]:
         """Return what the partitions of a topic hold."""
         request = pb.ExtentsRequest(topic=topic)
         return self._call(EVENT_LOG + "Extents", request, pb.ExtentsResponse).partitions
 
     def events(
-        self, topic: str, partition: int, start: int, end: int
-    ) -> Iterator[pb.StoredEvent]:
-        """Return a partition's events from one offset up to, not including, another."""
+        self, topic: str, partition: int, start: int, end: int, *, most: int = 0
+    ) -> Iterator[Stored]:
+        """Yield a partition's events from one offset up to, not including, another.
+
+        Args:
+            topic: See `gateway.feedback.log`.
+            partition: Of the topic.
+            start: First offset; what is no longer held is left out.
+            end: Offset that follows the last.
+            most: Events that are asked for at a time; 0 is 1,000.
+        """
         while start < end:
-            request = pb.ReadRequest(topic=topic, partition=partition, offset=start)
+            request = pb.ReadRequest(
+                topic=topic, partition=partition, offset=start, most=most
+            )
             found = self._call(EVENT_LOG + "Read", request, pb.ReadResponse).events
-            yield from (one for one in found if one.offset < end)
+            yield from (_stored(one) for one in found if one.offset < end)
             if not found:
                 return
             start = found[-1].offset + 1
@@ -84,8 +107,15 @@ class OutcomesClient:
             request_serializer=type(request).SerializeToString,
             response_deserializer=reply.FromString,
         )
-        try:
+        with self._told():
             answer: _Reply = method(request, timeout=_TIMEOUT_S)
+        return answer
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raise what gRPC raises as a `ClientError`."""
+        try:
+            yield
         except grpc.RpcError as error:
             code = Code(error.code().value[0])
             where, said = escape(self._address), escape(error.details() or "no reason")
@@ -98,4 +128,10 @@ class OutcomesClient:
             elif code is Code.UNIMPLEMENTED:
                 said = f"what answers at {where} takes no labels: name outcomes.sock"
             raise ClientError(said, code) from None
-        return answer
+
+
+def _stored(one: pb.StoredEvent) -> Stored:
+    value = one.value if one.HasField("value") else None
+    headers = tuple([(header.name, header.value) for header in one.headers])
+    event = Event(one.key, value, headers)
+    return Stored(one.topic, one.partition, one.offset, one.arrived_ms, event)

@@ -1,151 +1,279 @@
-"""``baton labels``: what became of predictions; and ``baton log``: the event log."""
+"""``baton labels``: what became of predictions."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import csv
 import os
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
-from gateway.commands.options import takes
-from gateway.commands.shared import AsJson, columns, console, fail, print_json
-from gateway.errors import Code
+from gateway.commands.options import Outcomes, takes
+from gateway.commands.shared import columns, console, print_json, progress
 from gateway.logs import escape
 
 if TYPE_CHECKING:
+    from gateway.commands.label_files import Line, Refusal
     from gateway.outcomes_client import OutcomesClient
     from gateway.protocol import outcomes_pb2 as pb
 
 labels_app = typer.Typer(help="Tell what became of predictions; see what was unusable.")
-log_app = typer.Typer(help="Read the event log.")
-_BATCH = 1000
-_SHOWN = 20
-
-Topic = Annotated[
-    Literal["predictions", "labels", "dlq"], typer.Argument(metavar="TOPIC")
-]
+_REPLAYED = 1000
+_MESSAGE_LABELS, _MESSAGE_BYTES = 1000, 1 << 20
+_STREAM_MESSAGES = 16
+"""After which the answer is waited for: it says which labels were refused, and what
+is sent may be sent again."""
+_LONG = 1 << 20
+"""Bytes of a file that is worth a bar."""
+_NAMED = 1000
+"""Refusals that are named; more are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
-    """Options of all of these commands."""
+class Label(Outcomes):
+    """Options of one label, beside those of all commands."""
 
-    outcomes: Annotated[
-        str,
-        typer.Option(
-            envvar="BATON_OUTCOMES_ADDRESS",
-            metavar="ADDR",
-            help="The gateway's Outcomes service: unix:PATH or host:port.",
-        ),
-    ] = "unix:.baton/outcomes.sock"
-    as_json: AsJson = False
+    prediction_id: Annotated[
+        str | None, typer.Option(help="Of one label, without FILE.")
+    ] = None
+    value: Annotated[str | None, typer.Option(help="Its value, a class.")] = None
+    number: Annotated[float | None, typer.Option(help="Its value, a number.")] = None
+    truth: Annotated[
+        bool | None, typer.Option("--true/--false", help="Its value, a boolean.")
+    ] = None
+    vector: Annotated[
+        str | None, typer.Option(help="Its value, numbers with commas between.")
+    ] = None
+    label_name: Annotated[str | None, typer.Option(help="Of which label.")] = None
+    row: Annotated[int | None, typer.Option(help="Of which row, from 0.")] = None
+    seq: Annotated[
+        int | None, typer.Option(help="Higher ones supersede lower ones.")
+    ] = None
+    weight: Annotated[float | None, typer.Option(help="Above 0.")] = None
+    kind: Annotated[
+        Literal["value", "retracted", "activation"] | None,
+        typer.Option(help="What the event says: value, unless given."),
+    ] = None
+    time_ms: Annotated[
+        int | None, typer.Option(help="When it became true (Unix); now, unless given.")
+    ] = None
+    id: Annotated[
+        str | None, typer.Option(help="Of the event; a hash of it, unless given.")
+    ] = None
 
-    @contextmanager
-    def client(self) -> Iterator[OutcomesClient]:
-        """Open a client; an expected error inside is printed and exits."""
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        from gateway.client_rpc import ClientError
-        from gateway.outcomes_client import OutcomesClient
-
-        try:
-            with OutcomesClient(self.outcomes) as client:
-                yield client
-        except ClientError as error:
-            fail(str(error), error.code, as_json=self.as_json)
+    def given(self) -> dict[str, Any]:
+        """Return what is said of the label."""
+        every = asdict(self)
+        del every["address"], every["as_json"]
+        return {name: one for name, one in every.items() if one is not None}
 
 
 @labels_app.command("send")
-@takes(Where)
+@takes(Label)
 def send_labels(
-    where: Where,
+    label: Label,
     file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="JSON objects, a line each; - is stdin."),
-    ],
-    source: Annotated[str, typer.Option(help="Who says so, where a line does not.")] = (
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="JSONL or CSV; - is stdin.", show_default=False
+        ),
+    ] = None,
+    *,
+    format_: Annotated[
+        Literal["jsonl", "csv"] | None,
+        typer.Option("--format", help="By the name of FILE, unless given."),
+    ] = None,
+    source: Annotated[str, typer.Option(help="Who says so, unless a line does.")] = (
         "baton labels send"
     ),
 ) -> None:
-    """Send labels, as in {"prediction_id": "...", "value": "up"}, a line each.
+    """Send one label, by options, or those of a file.
 
-    A line may have label_name, row, seq, weight, kind (value, retracted, activation),
-    time_ms, source and id, and tenant, model, request_id instead of prediction_id.
-    Without an id it is a hash of the line, so that a file sent twice counts once.
+    JSONL has an object on each line, as in {"prediction_id": "...", "value": "up"}.
+    "value" is a class in quotes, a number, true, false, or a list of numbers. A line
+    may have label_name, row, seq, weight, kind, time_ms, source and id.
+
+    CSV names its columns in the first line: prediction_id, and value for classes, or
+    number, truth, or vector (numbers with spaces between), and those above.
+
+    Without an id an event's is a hash of the line: a file sent twice counts once.
     """
-    taken, refused = 0, list[dict[str, Any]]()
-    count = 0
-    with where.client() as client:
-        lines = _lines(file, where)
-        while batch := list(islice(lines, _BATCH)):
-            answer = client.report(
-                [_label(n, text, source, where) for n, text in batch]
-            )
-            taken += answer.taken
-            count += answer.refused
-            for one in answer.refusals[: _SHOWN - len(refused)]:
-                line = batch[one.place][0]
-                said = {"line": line, "reason": one.reason, "detail": one.detail}
-                refused.append(said)
-    if where.as_json:
-        print_json({"taken": taken, "refused": count, "refusals": refused})
+    given = label.given()
+    if (file is None) == (not given):
+        raise typer.BadParameter("name a FILE, or one label: --prediction-id, --value")
+    sending = _Sending(label)
+    with label.client() as client:
+        if file is None:
+            sending.send(client, [_one(given, source)])
+        else:
+            suffix = "csv" if file.suffix == ".csv" else "jsonl"
+            with _labels(label, file, format_ or suffix, source) as labels:
+                sending.send(client, labels)
+    sending.conclude()
+
+
+class _Sending:
+    """Sends labels, and keeps count of what became of them."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self._taken = self._refused = 0
+        self._refusals: list[Refusal] = []
+
+    def send(self, client: OutcomesClient, labels: Iterable[Line]) -> None:
+        from gateway.commands.label_files import Refusal
+        from gateway.protocol import outcomes_pb2 as pb
+
+        numbers: list[int] = []
+        requests: list[pb.ReportRequest] = []
+        room = 0
+        for number, label in labels:
+            if isinstance(label, Refusal):
+                self._refuse(label)
+                continue
+            size = label.ByteSize() + 8
+            full = not requests or len(requests[-1].labels) >= _MESSAGE_LABELS
+            if full or size > room:
+                if len(requests) >= _STREAM_MESSAGES:
+                    self._stream(client, requests, numbers)
+                    numbers, requests = [], []
+                requests.append(pb.ReportRequest())
+                room = _MESSAGE_BYTES
+            requests[-1].labels.append(label)
+            numbers.append(number)
+            room -= size
+        self._stream(client, requests, numbers)
+
+    def _stream(
+        self,
+        client: OutcomesClient,
+        requests: list[pb.ReportRequest],
+        numbers: list[int],
+    ) -> None:
+        from gateway.commands.label_files import Refusal
+
+        answer = client.report_stream(requests)
+        self._taken += answer.taken
+        for one in answer.refusals:
+            self._refuse(Refusal(numbers[one.place], one.reason, one.detail))
+        self._refused += answer.refused - len(answer.refusals)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._refused += 1
+        if len(self._refusals) < _NAMED:
+            self._refusals.append(refusal)
+
+    def conclude(self) -> None:
+        """Say how it went; exit with 1 if any was refused."""
+        refusals = sorted(self._refusals)
+        if self._outcomes.as_json:
+            named = [refusal._asdict() for refusal in refusals]
+            counts = {"taken": self._taken, "refused": self._refused}
+            print_json(counts | {"refusals": named})
+        else:
+            typer.echo(f"{self._taken} labels taken, {self._refused} refused")
+            for line, reason, detail in refusals:
+                typer.echo(escape(f"line {line}: {reason}: {detail}"), err=True)
+            if more := self._refused - len(refusals):
+                typer.echo(f"and {more} more, not named", err=True)
+        if self._refused:
+            raise typer.Exit(1)
+
+
+def _one(given: dict[str, Any], source: str) -> Line:
+    """Return the label that options give."""
+    from gateway.commands.label_files import message, vector
+
+    try:
+        if "vector" in given:
+            given["vector"] = vector(given["vector"])
+        return 1, message(given, source)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise typer.BadParameter(escape(" ".join(str(error).split()))) from None
+
+
+@contextmanager
+def _labels(
+    outcomes: Outcomes, file: Path, format_: str, source: str
+) -> Iterator[Iterator[Line]]:
+    """Open a file of labels, with a bar if it is a long one."""
+    from gateway.commands.label_files import BadFile, from_csv, from_jsonl
+
+    read = from_csv if format_ == "csv" else from_jsonl
+    try:
+        with _opened(file) as lines:
+            size = os.fstat(lines.fileno()).st_size if str(file) != "-" else 0
+            with progress(shown=size > _LONG) as bar:
+                task = bar.add_task("", total=size, what=f"labels of {file.name}")
+                moved = lambda nbytes: bar.advance(task, nbytes)  # noqa: E731
+                yield read(_counted(lines, moved), source)
+    except (BadFile, UnicodeDecodeError) as error:
+        outcomes.fail(f"{file}: {' '.join(str(error).split())}")
+    except OSError as error:
+        outcomes.fail(f"{file}: {error.strerror or error}")
+    except csv.Error as error:
+        outcomes.fail(f"{file}: {error}")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+    if str(file) == "-":
+        yield sys.stdin
     else:
-        typer.echo(f"{taken} labels taken, {count} refused")
-        for said in refused:
-            text = f"line {said['line']}: {said['reason']}: {said['detail']}"
-            typer.echo(escape(text), err=True)
-    if count:
-        raise typer.Exit(1)
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield lines
+
+
+def _counted(lines: TextIO, moved: Callable[[int], None]) -> Iterator[str]:
+    for line in lines:
+        moved(len(line))  # of characters: a byte each, mostly
+        yield line
 
 
 @labels_app.command("dlq")
-@takes(Where)
+@takes(Outcomes)
 def show_dead_letters(
-    where: Where,
+    outcomes: Outcomes,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
 ) -> None:
     """Count the dead letters by reason, and show the last of each partition."""
     reasons: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
-    with where.client() as client:
-        for partition, extent in enumerate(client.extents("dlq")):
-            last: list[dict[str, Any]] = []
-            for event in client.events("dlq", partition, extent.start, extent.end):
-                row = _plain(event)
-                reasons[row["headers"].get("baton_reason", "")] += 1
-                last = [*last[-(limit - 1) :], row] if limit > 1 else [row]
+    with outcomes.client() as client:
+        for partition in range(len(client.extents("dlq"))):
+            last: deque[dict[str, Any]] = deque(maxlen=limit)
+            for letter in _letters(client, partition):
+                reasons[letter.get("reason", "")] += 1
+                last.append(letter)
             rows += last
-    if where.as_json:
+    if outcomes.as_json:
         print_json({"reasons": dict(reasons), "letters": rows})
         return
     for reason, count in reasons.most_common():
-        typer.echo(f"{count} {escape(reason)}")
-    table = columns("PARTITION", "OFFSET", "KEY", "REASON", "DETAIL")
+        typer.echo(f"{count} {escape(reason) or 'of another origin'}")
+    table = columns("PARTITION", "OFFSET", "PREDICTION", "REASON", "DETAIL")
     for row in rows:
-        said = row["headers"]
         table.add_row(
             str(row["partition"]),
             str(row["offset"]),
-            escape(row["key"]),
-            escape(said.get("baton_reason", "")),
-            escape(said.get("baton_detail", "")),
+            escape(row.get("label", {}).get("prediction_id", "")),
+            escape(row.get("reason", "")),
+            escape(row.get("detail", row.get("error", ""))),
         )
     console().print(table)
 
 
 @labels_app.command("replay")
-@takes(Where)
+@takes(Outcomes)
 def replay_dead_letters(
-    where: Where,
+    outcomes: Outcomes,
     reason: Annotated[
         str, typer.Option(help="Only those with this reason; empty for all.")
     ] = "",
@@ -155,118 +283,25 @@ def replay_dead_letters(
 ) -> None:
     """Append dead letters to where they came from, once their cause is mended."""
     count = 0
-    with where.client() as client:
-        for partition, extent in enumerate(client.extents("dlq")):
-            events = client.events("dlq", partition, extent.start, extent.end)
+    with outcomes.client() as client:
+        for partition in range(len(client.extents("dlq"))):
             offsets = (
-                event.offset
-                for event in events
-                if not reason or _plain(event)["headers"].get("baton_reason") == reason
+                letter["offset"]
+                for letter in _letters(client, partition)
+                if "error" not in letter and reason in ("", letter["reason"])
             )
-            while batch := list(islice(offsets, _BATCH)):
+            while batch := list(islice(offsets, _REPLAYED)):
                 count += len(batch) if dry_run else client.replay(partition, batch)
-    if where.as_json:
+    if outcomes.as_json:
         print_json({"replayed": 0 if dry_run else count, "found": count})
         return
     typer.echo(f"{count} dead letters {'would be ' if dry_run else ''}replayed")
 
 
-@log_app.command("tail")
-@takes(Where)
-def tail_log(
-    where: Where,
-    topic: Topic,
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 10,
-) -> None:
-    """Print the last events of every partition as JSON, a line each."""
-    with where.client() as client:
-        for partition, extent in enumerate(client.extents(topic)):
-            start = max(extent.start, extent.end - limit)
-            for event in client.events(topic, partition, start, extent.end):
-                typer.echo(json.dumps(_plain(event)))
+def _letters(client: OutcomesClient, partition: int) -> Iterator[dict[str, Any]]:
+    """Yield the dead letters that a partition has now."""
+    from gateway.commands.log_objects import objects
 
-
-@log_app.command("export")
-@takes(Where)
-def export_log(
-    where: Where,
-    topic: Topic,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, made anew.")],
-) -> None:
-    """Write all events that a topic holds now into a file, a line of JSON each."""
-    count = 0
-    try:
-        with where.client() as client, file.open("w") as out:
-            for partition, extent in enumerate(client.extents(topic)):
-                for event in client.events(topic, partition, extent.start, extent.end):
-                    out.write(json.dumps(_plain(event)) + "\n")
-                    count += 1
-    except OSError as error:
-        fail(f"{file}: {error.strerror}", Code.INVALID_ARGUMENT, as_json=where.as_json)
-    if where.as_json:
-        print_json({"events": count})
-        return
-    typer.echo(f"{count} events")
-
-
-def _plain(event: pb.StoredEvent) -> dict[str, Any]:
-    """Return an event as JSON has it; what is no UTF-8 is hexadecimal, said so."""
-    value: dict[str, Any] = {"value": None}
-    if event.HasField("value"):
-        try:
-            value = {"value": event.value.decode()}
-        except UnicodeDecodeError:
-            value = {"value_hex": event.value.hex()}
-    return {
-        "topic": event.topic,
-        "partition": event.partition,
-        "offset": event.offset,
-        "arrived_ms": event.arrived_ms,
-        "key": event.key.decode(errors="backslashreplace"),
-        "headers": {
-            one.name: one.value.decode(errors="backslashreplace")
-            for one in event.headers
-        },
-    } | value
-
-
-def _lines(file: Path, where: Where) -> Iterator[tuple[int, str]]:
-    """Return the lines that are not empty, with their numbers."""
-    try:
-        with sys.stdin if str(file) == "-" else file.open() as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, line.strip()
-    except (OSError, UnicodeDecodeError) as error:
-        text = f"{file}: {' '.join(str(error).split())}"
-        fail(text, Code.INVALID_ARGUMENT, as_json=where.as_json)
-
-
-def _label(number: int, line: str, source: str, where: Where) -> pb.LabelEvent:
-    """Return the label in a line; the service checks what it says."""
-    from gateway.protocol import outcomes_pb2 as pb
-
-    try:
-        given = json.loads(line)
-        if not isinstance(given, dict):
-            raise TypeError("must be a JSON object")
-        event = pb.LabelEvent(
-            id=given.pop("id", hashlib.sha256(line.encode()).hexdigest()[:32]),
-            source=given.pop("source", source),
-            kind=given.pop("kind", "value").upper(),
-            time_ms=given.pop("time_ms", time.time_ns() // 1_000_000),
-        )
-        match given.pop("value", None):
-            case bool(truth):
-                given["truth"] = truth
-            case int(value) | float(value):
-                given["number"] = value
-            case str(text):
-                given["text"] = text
-            case list(values):
-                given["vector"] = pb.Vector(values=values)
-        event.data.CopyFrom(pb.LabelData(**given))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        text = f"line {number}: {escape(' '.join(str(error).split()))}; see --help"
-        fail(text, Code.INVALID_ARGUMENT, as_json=where.as_json)
-    return event
+    extent = client.extents("dlq")[partition]
+    for stored in client.events("dlq", partition, extent.start, extent.end):
+        yield from objects(stored)

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    get_type_hints,
+)
+
+import typer
+
+from gateway.commands.shared import AsJson, fail
+from gateway.errors import Code
+
+if TYPE_CHECKING:
+    from gateway.outcomes_client import OutcomesClient
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -21,7 +41,11 @@ def takes(
     Args:
         options: Its fields are keyword-only, and annotated as typer wants it.
     """
-    common = [*inspect.signature(options, eval_str=True).parameters.values()]
+    hints = get_type_hints(options, include_extras=True)
+    common = [
+        one.replace(annotation=hints[one.name])
+        for one in inspect.signature(options).parameters.values()
+    ]
 
     def decorate(command: Callable[Concatenate[_T, _P], None]) -> Callable[..., None]:
         own = [*inspect.signature(command, eval_str=True).parameters.values()][1:]
@@ -37,3 +61,36 @@ def takes(
         return run
 
     return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Options of the commands that call the Outcomes and EventLog services."""
+
+    address: Annotated[
+        str,
+        typer.Option(
+            "--outcomes",
+            envvar="BATON_OUTCOMES_ADDRESS",
+            metavar="ADDR",
+            help="The gateway's Outcomes service: unix:PATH or host:port.",
+        ),
+    ] = "unix:.baton/outcomes.sock"
+    as_json: AsJson = False
+
+    @contextmanager
+    def client(self) -> Iterator[OutcomesClient]:
+        """Open a client; an expected error inside is printed and exits."""
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from gateway.client_rpc import ClientError
+        from gateway.outcomes_client import OutcomesClient
+
+        try:
+            with OutcomesClient(self.address) as client:
+                yield client
+        except ClientError as error:
+            self.fail(str(error), error.code)
+
+    def fail(self, text: str, code: Code = Code.INVALID_ARGUMENT) -> NoReturn:
+        """Print an error and exit."""
+        fail(text, code, as_json=self.as_json)

@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import yaml
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from gateway.errors import Code
@@ -152,6 +159,24 @@ def console() -> Console:
     if not made.is_terminal:
         made.width = 200  # A pipe has no width; tables would fold at 80.
     return made
+
+
+def progress(*, shown: bool) -> Progress:
+    """Return a bar on standard error, which goes away in the end.
+
+    Args:
+        shown: Whether the work is long enough for one; without a terminal none is.
+    """
+    console = Console(stderr=True, markup=False, highlight=False)
+    return Progress(
+        TextColumn("{task.fields[what]}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal),
+    )
 
 
 def print_json(value: object) -> None:

@@ -7,8 +7,10 @@ Bodies are JSON objects or `LabelData` messages of ``protos/outcomes.proto``. Wh
 unknown in either is ignored.
 
 The key decides the partition, and so whether a label meets its prediction: it has to
-be the prediction's id, or ``<tenant>/<model>/<request id>``. A tombstone (no value at
-all) names no label, hence takes none back: that is ``baton.label.retracted.v1``.
+be the prediction's id. (``<tenant>/<model>/<request id>`` has an encoding too, for
+clients' own names of predictions, but no such label is taken yet.) A tombstone (no
+value at all) names no label, hence takes none back: that is
+``baton.label.retracted.v1``.
 """
 
 from __future__ import annotations
@@ -149,7 +151,7 @@ def check_event(event: pb.LabelEvent) -> Label:
     )
     alias = _alias(data.tenant, data.model, data.request_id)
     if alias is None and not data.prediction_id:
-        raise _invalid("data: give prediction_id, or model and request_id")
+        raise _invalid("data: give prediction_id")
     key = "/".join(alias) if alias else data.prediction_id
     return _label(key.encode(), envelope, _plain(data))
 

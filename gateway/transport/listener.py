@@ -97,10 +97,13 @@ class Listener:
         """What the connections count."""
         return self.server.statistics
 
-    async def start(self, address: str) -> None:
+    async def start(self, address: str) -> int:
         """Listen on ``host:port`` (shared with other fronts) and serve.
 
         With `grpc.unix_socket` it listens there as well.
+
+        Returns:
+            The port: where `address` says 0, one that was free.
 
         Raises:
             OSError: The address cannot be bound.
@@ -122,6 +125,8 @@ class Listener:
         )
         self._servers.append(server)
         self._look_at_times()
+        bound: int = sock.getsockname()[1]
+        return bound
 
     async def start_unix(self, path: Path, *, private: bool = False) -> None:
         """Listen on a Unix socket, without TLS; whoever may write it may call.

@@ -27,9 +27,7 @@ from gateway.feedback.cloudevents import (
     encode,
     key_of,
 )
-from gateway.feedback.labels import check, check_alias
-from gateway.feedback.types import Alias, Event, Label, LabelKind, Reason, Value
-from gateway.feedback_config import JoinConfig, LabelConfig
+from gateway.feedback.types import Alias, Event, Label, LabelKind, Value
 from gateway.protocol import outcomes_pb2 as pb
 
 MOST = 64 << 10
@@ -274,48 +272,6 @@ def test_what_is_wrong_is_said(event: Event, reason: str, text: str) -> None:
 
 def test_the_key_alone_may_name_the_prediction() -> None:
     assert decode(_event({"value": "up"}), MOST) == LABEL
-
-
-def _with(value: Value | None, kind: LabelKind = LabelKind.VALUE) -> Label:
-    return LABEL._replace(value=value, kind=kind)
-
-
-@pytest.mark.parametrize(
-    ("config", "good", "bad"),
-    [
-        (LabelConfig(), "any", 1.0),
-        (LabelConfig(classes=("up", "down")), "up", "left"),
-        (LabelConfig(type="number"), 2.0, True),
-        (LabelConfig(type="bool"), False, 0.0),
-        (LabelConfig(type="vector", length=2), (1.0, 2.0), (1.0,)),
-        (LabelConfig(type="vector"), (1.0,), "x"),
-    ],
-)
-def test_values_are_of_their_label(
-    config: LabelConfig, good: Value, bad: Value
-) -> None:
-    model = JoinConfig(labels={"label": config})
-    check(_with(good), model)
-    with pytest.raises(Rejected, match="label") as caught:
-        check(_with(bad), model)
-    assert caught.value.reason is Reason.INVALID
-
-
-def test_labels_a_model_does_not_have() -> None:
-    other = JoinConfig(labels={"fraud": LabelConfig()})
-    for kind in (LabelKind.VALUE, LabelKind.RETRACTED):
-        with pytest.raises(Rejected, match="fraud") as caught:
-            check(_with("up", kind), other)
-        assert caught.value.reason is Reason.UNKNOWN_LABEL
-    check(_with(None, LabelKind.ACTIVATION), other)
-
-
-def test_labels_by_request_id_have_to_be_switched_on() -> None:
-    named = LABEL._replace(prediction_id=b"", alias=Alias("", "m", "r"))
-    check_alias(named, {"m": JoinConfig(by_request_id=True)}, JoinConfig())
-    check_alias(LABEL, {}, JoinConfig())
-    with pytest.raises(Rejected, match="by_request_id"):
-        check_alias(named, {}, JoinConfig())
 
 
 def test_reading_is_quick() -> None:

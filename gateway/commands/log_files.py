@@ -1,0 +1,174 @@
+"""Files that ``baton log export`` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurizer.datatypes import DATATYPES
+from gateway.call import widened
+from gateway.commands.log_objects import line, objects
+from gateway.feedback.types import Stored
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Write = Callable[[Stored], tuple[int, int]]
+"""Writes what an event says; returns how many rows that is, and how many of them
+could not be decoded."""
+_REAL = ("FP16", "FP32", "FP64", "BF16")
+_GROUP_ROWS = 16_384
+_GROUP_BYTES = 16 << 20
+"""Of values: what is held until a row group is written."""
+
+
+class MissingPackage(Exception):
+    """A package is not installed; says how it will be."""
+
+
+@contextmanager
+def writer(path: Path, kind: str, topic: str) -> Iterator[Write]:
+    """Make a file and give a function that writes into it.
+
+    Args:
+        path: Of the file.
+        kind: ``jsonl`` or ``parquet``.
+        topic: Whose events they will be.
+
+    Raises:
+        MissingPackage: Parquet needs one.
+        OSError: The file cannot be written.
+    """
+    if kind == "jsonl":
+        with path.open("w", encoding="utf-8") as out:
+
+            def write(stored: Stored) -> tuple[int, int]:
+                rows = errors = 0
+                for thing in objects(stored):
+                    out.write(line(thing) + "\n")
+                    rows += 1
+                    errors += "error" in thing
+                return rows, errors
+
+            yield write
+        return
+    with _Parquet(path, topic) as made:
+        yield made.write
+
+
+class _Parquet:
+    """A Parquet file, one row group in memory.
+
+    Outputs of predictions are lists of structs whose values, row-major, are in one of
+    ``integers``, ``numbers`` and ``texts``; UINT64 is in ``texts``, for int64 does not
+    hold it. Likewise a label's value is in ``number``, ``truth``, ``text`` or
+    ``vector``. The event of what could not be decoded is JSON.
+    """
+
+    def __init__(self, path: Path, topic: str) -> None:
+        try:
+            import pyarrow as pa
+            from pyarrow.parquet import ParquetWriter
+        except ImportError as error:
+            raise MissingPackage(
+                "Parquet needs pyarrow: install the extra `parquet`, which in a "
+                "checkout is `pip install '.[parquet]'`; or export --format jsonl"
+            ) from error
+        self._make = pa.Table.from_pylist
+        self._schema = _schema(pa, topic)
+        self._out = ParquetWriter(path, self._schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def __enter__(self) -> _Parquet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._out.close()
+
+    def write(self, stored: Stored) -> tuple[int, int]:
+        """Write what an event says; see `Write`."""
+        rows = errors = 0
+        for thing in objects(stored, self._cells):
+            self._rows.append(_row(thing))
+            rows += 1
+            errors += "error" in thing
+            if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+                self._flush()
+        # What has no arrays counts by the size of the event that it came in.
+        self._bytes += len(stored.event.value or b"")
+        return rows, errors
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._out.write_table(self._make(self._rows, schema=self._schema))
+        self._rows, self._bytes = [], 0
+
+    def _cells(self, array: NDArray[np.generic], datatype: str) -> dict[str, object]:
+        cell: dict[str, object] = {"datatype": datatype, "shape": list(array.shape)}
+        if datatype == "BYTES":
+            elements = array.ravel().tolist()
+            cell["texts"] = [one.decode(errors="backslashreplace") for one in elements]
+        elif datatype == "UINT64":
+            cell["texts"] = [str(one) for one in array.ravel().tolist()]
+        elif datatype in _REAL:
+            wide = widened(array, DATATYPES[datatype])
+            cell["numbers"] = wide.ravel().astype(np.float64)
+        else:
+            cell["integers"] = array.ravel().astype(np.int64)
+        self._bytes += 8 * array.size
+        return cell
+
+
+def _schema(pa: Any, topic: str) -> pa.Schema:  # noqa: ANN401 - a module
+    text, whole, real = pa.string(), pa.int64(), pa.float64()
+    time = pa.timestamp("ms", tz="UTC")
+    output = {"name": text, "datatype": text, "shape": pa.list_(whole)}
+    output |= {"integers": pa.list_(whole), "numbers": pa.list_(real)}
+    output |= {"texts": pa.list_(text)}
+    label = {"id": text, "source": text, "kind": text, "prediction_id": text}
+    label |= {"tenant": text, "model": text, "request_id": text}
+    label |= {"row": whole, "label_name": text, "number": real, "truth": pa.bool_()}
+    label |= {"text": text, "vector": pa.list_(real), "seq": whole, "weight": real}
+    label |= {"time_ms": time}
+    columns = {"partition": pa.int32(), "offset": whole, "arrived_ms": time}
+    if topic == "predictions":
+        columns |= {"id": text, "time_ms": time, "model": text, "version": whole}
+        columns |= {"role": text, "policy": text, "propensity": real}
+        columns |= {"revision": whole, "snapshot": whole, "unit": text}
+        columns |= {"bucket": pa.int32(), "segments": pa.list_(text), "rows": whole}
+        columns |= {"outputs": pa.list_(pa.struct(output)), "latency_us": whole}
+        columns |= {"request_id": text}
+    elif topic == "labels":
+        columns |= label
+    else:
+        origin = {"topic": text, "partition": pa.int32(), "offset": whole}
+        columns |= {"reason": text, "detail": text, "origin": pa.struct(origin)}
+        columns |= {"label": pa.struct(label)}
+    return pa.schema(columns | {"error": text, "event": text})
+
+
+def _row(thing: dict[str, Any]) -> dict[str, Any]:
+    """Return an object as the schema has it."""
+    if "outputs" in thing:
+        outputs = thing["outputs"].items()
+        thing["outputs"] = [{"name": name, **(cell or {})} for name, cell in outputs]
+    if "event" in thing:
+        thing["event"] = line(thing["event"])
+    for label in (thing, thing.get("label", {})):
+        match label.get("value"):
+            case bool(truth):
+                label["truth"] = truth
+            case float(number):
+                label["number"] = number
+            case str(text):
+                label["text"] = text
+            case tuple(vector):
+                label["vector"] = vector
+    return thing
