@@ -105,8 +105,6 @@ class JoinConfig(BaseModel):
     the others' weight; explored and shadow predictions always are."""
     dangling_ttl_s: Annotated[int, Field(ge=120)] = 600
     """How long a label waits for its prediction."""
-    by_request_id: bool = False
-    """Labels may name the client's own request id instead of the prediction id."""
 
     @model_validator(mode="after")
     def _in_parts(self) -> JoinConfig:

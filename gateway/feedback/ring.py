@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from gateway.feedback.blocks import Answer, encode, id_of
+from gateway.feedback.blocks import Answer, encode
 from gateway.feedback.frames import ACKNOWLEDGED, FRAME, WRITER_BYTES
 from gateway.feedback.partition import partitions_of
-from gateway.feedback.types import Alias, Named
 from gateway.feedback_config import FeedbackConfig
 
 _OPEN_BYTES = 256 << 10
@@ -41,7 +39,7 @@ class Ring:
     """Builds blocks, keeps them, and sends them.
 
     Args:
-        config: Says how large blocks and ring are, and who labels by request id.
+        config: Says how large blocks and ring are.
         path: The controller's socket.
 
     Attributes:
@@ -55,8 +53,6 @@ class Ring:
         self._loop = asyncio.get_running_loop()
         self._config = config
         self._path = str(path)
-        models = config.models.values()
-        self._named = any(one.by_request_id for one in (config.default, *models))
         self.writer = os.urandom(WRITER_BYTES)
         self.counts: Counter[str] = Counter()
         self.unacknowledged = 0
@@ -104,28 +100,9 @@ class Ring:
         shares: defaultdict[int, list[Answer]] = defaultdict(list)
         for place, answer in zip(places, answers, strict=True):
             shares[place].append(answer)
-        names: defaultdict[int, list[Named]] = defaultdict(list)
-        if self._named:
-            for place, named in self._names(answers):
-                names[place].append(named)
-        for place in sorted({*shares, *names}):
-            some = shares[place]
-            self._keep(place, len(some), encode(some, names[place]))
+        for place, some in sorted(shares.items()):
+            self._keep(place, len(some), encode(some))
         self._send()
-
-    def _names(self, answers: Collection[Answer]) -> list[tuple[int, Named]]:
-        """Return clients' own names, where models are labelled by them, and places."""
-        models, default = self._config.models, self._config.default
-        named = [
-            Named(Alias("", one.model, one.request_id), id_of(one.name))
-            for one in answers
-            if one.request_id
-            and one.choice.role != "shadow"
-            and models.get(one.model, default).by_request_id
-        ]
-        keys = ["/".join(each.alias).encode() for each in named]
-        places = partitions_of(keys, self._config.partitions)
-        return list(zip(places, named, strict=True))
 
     def _keep(self, place: int, records: int, block: bytes) -> None:
         if self._kept_bytes + len(block) > self._config.ring_bytes:

@@ -20,7 +20,7 @@ from gateway.feedback.partition import partition_of
 from gateway.feedback.receiver import Receiver
 from gateway.feedback.ring import Ring
 from gateway.feedback.types import Event, Named, Prediction
-from gateway.feedback_config import FeedbackConfig, JoinConfig
+from gateway.feedback_config import FeedbackConfig
 from gateway.transport.sockets import bind_unix
 
 PARTITIONS = 2
@@ -297,36 +297,6 @@ def test_outputs_too_large_for_a_block_stay_behind(tmp_path: Path) -> None:
         ((prediction,), _) = await logged(log)
         assert prediction.outputs == ()
         assert ring.counts["stripped"] == 1
-        await receiver.stop()
-        await log.close()
-
-    run(work)
-
-
-def test_clients_names_go_where_they_belong(tmp_path: Path) -> None:
-    async def work() -> None:
-        log = open_log(tmp_path)
-        receiver = Receiver(log)
-        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
-        models = {"named": JoinConfig(by_request_id=True)}
-        ring = Ring(settings(models=models), tmp_path / "log.sock")
-        given = [answer("named", f"r{number}") for number in range(20)]
-        for one in (*given, answer("other", "r"), answer("named")):
-            ring.offer(one)
-        assert await ring.close(10) == 0
-        _, names = await logged(log)
-        assert sorted(
-            (each.alias.model, each.alias.request_id, each.prediction_id)
-            for each in names
-        ) == sorted(
-            (one.model, one.request_id, uuid.UUID(one.name.decode()).bytes)
-            for one in given
-        )
-        for partition in range(PARTITIONS):
-            for stored in await log.read(PREDICTIONS, partition, 0, 100):
-                for each in decode(stored.event.value or b"").names:
-                    key = f"/named/{each.alias.request_id}".encode()
-                    assert partition_of(key, PARTITIONS) == partition
         await receiver.stop()
         await log.close()
 
