@@ -157,9 +157,14 @@ class _Sending:
         requests: list[pb.ReportRequest],
         numbers: list[int],
     ) -> None:
+        from gateway.client_rpc import ClientError
         from gateway.commands.label_files import Refusal
 
-        answer = client.report_stream(requests)
+        try:
+            answer = client.report_stream(requests)
+        except ClientError as error:
+            text = f"{error} ({self._taken} of them are taken)"
+            raise ClientError(text, error.code) from None
         self._taken += answer.taken
         for one in answer.refusals:
             self._refuse(Refusal(numbers[one.place], one.reason, one.detail))

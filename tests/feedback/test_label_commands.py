@@ -196,3 +196,7 @@ def test_where_nothing_answers(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["labels", "dlq", "--outcomes", address])
     assert result.exit_code == 1
     assert "feedback.enabled" in result.stderr
+    words = ("labels", "send", "--prediction-id", str(uuid4()), "--value", "up")
+    result = CliRunner().invoke(app, [*words, "--outcomes", address])
+    assert result.exit_code == 1
+    assert "(0 of them are taken)" in result.stderr
