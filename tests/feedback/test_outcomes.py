@@ -165,9 +165,11 @@ async def test_many_labels_hold_up_nobody_else(config: Config, log: EventLog) ->
     request = pb.ReportRequest(labels=labels)
     gc.disable()
     watching = asyncio.get_running_loop().create_task(watch())
-    answer = await service.take(request)
-    watching.cancel()
-    gc.enable()
+    try:
+        answer = await service.take(request)
+    finally:
+        watching.cancel()
+        gc.enable()
     assert answer.taken + answer.refused == MAX_LABELS
     assert turns > 10
     assert longest < 0.02
