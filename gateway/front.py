@@ -85,7 +85,7 @@ class Front:
         self._ring: Ring | None = None
         log: AnswerLog | None = None
         if config.feedback.enabled:
-            self._ring = Ring(config.feedback, config.state_dir / SOCKET)
+            self._ring = Ring(config.feedback, config.state_dir / SOCKET, now_ns)
             log = AnswerLog(self._ring, now_ns)
         self._shadows = Shadows(
             loop,

@@ -207,7 +207,9 @@ class Bench:
         """Have answers made into blocks, which nobody takes."""
         self._names = self._infer.ids.mint_all(CALLS)
         self._ring = Ring(
-            FeedbackConfig(enabled=True, ring_bytes=1 << 30), Path("nobody-listens")
+            FeedbackConfig(enabled=True, ring_bytes=1 << 30),
+            Path("nobody-listens"),
+            now_ns,
         )
         self._log = AnswerLog(self._ring, now_ns)
         batch = WireTensor(0, (64, CLASSES), [bytearray(64 * 4 * CLASSES)])

@@ -5,10 +5,11 @@ Source: ``protos/records.proto``, where each column is described.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, cast
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from gateway.feedback.types import Alias, Named, Prediction, Tensor
@@ -68,32 +69,43 @@ class TensorLayout(NamedTuple):
 Layout = tuple[TensorLayout, ...]
 
 
+Context = tuple[str, int, tuple[str, ...]]
+"""Unit, bucket and segments of a request; hashable."""
+NO_CONTEXT: Context = ("", -1, ())
+
+
 class Answer(NamedTuple):
     """A prediction as a front has it.
 
     Attributes:
         name: Its id, 36 ASCII characters.
         model: Name the client used.
-        time_ms: When its request was admitted, in Unix milliseconds.
+        admitted_ns: When its request was admitted, on the monotonic clock.
         latency_us: From there to the answer.
         rows: Of the request, at least 1.
         choice: Which version answered, and why; equal ones should be one object.
-        context: Unit, bucket and segments; hashable.
+        context: What of the request took part in that.
         layout: Of the outputs; equal ones should be one object.
         outputs: Elements of all rows, of each tensor of the layout.
-        request_id: The client's own; empty for none.
+        request_id: The client's own, in UTF-8; empty for none.
     """
 
     name: bytes
     model: str
-    time_ms: int
+    admitted_ns: int
     latency_us: int
     rows: int
     choice: Choice
-    context: tuple[str, int, tuple[str, ...]]
+    context: Context
     layout: Layout
     outputs: Sequence[bytes]
-    request_id: str
+    request_id: bytes
+
+
+Offered = tuple[
+    bytes, str, int, int, int, Choice, Context, Layout, Sequence[bytes], bytes
+]
+"""An `Answer`, or the same as a plain tuple, which is made in a fifth of the time."""
 
 
 class Decoded(NamedTuple):
@@ -108,16 +120,19 @@ def id_of(name: bytes) -> bytes:
     return bytes.fromhex(name.decode("ascii").replace("-", ""))
 
 
-def encode(answers: Sequence[Answer], names: Sequence[Named] = ()) -> bytes:
+def encode(
+    answers: Sequence[Offered], names: Sequence[Named] = (), epoch_ns: int = 0
+) -> bytes:
     """Return the block of some predictions, and of clients' names of others.
 
     Args:
         answers: The predictions.
         names: Given by clients; those that belong in the same partition.
+        epoch_ns: Unix time at which the answers' clock was 0.
     """
     block = pb.Block()
     if answers:
-        _encode_answers(block, answers)
+        _encode_answers(block, answers, epoch_ns)
     if names:
         block.aliases.ids = b"".join([named.prediction_id for named in names])
         block.aliases.tenants.extend([named.alias.tenant for named in names])
@@ -126,11 +141,11 @@ def encode(answers: Sequence[Answer], names: Sequence[Named] = ()) -> bytes:
     return block.SerializeToString()
 
 
-def _encode_answers(block: pb.Block, answers: Sequence[Answer]) -> None:
+def _encode_answers(block: pb.Block, answers: Sequence[Offered], epoch_ns: int) -> None:
     (
         ids,
         models,
-        times,
+        admitted,
         latencies,
         rows,
         choices,
@@ -140,13 +155,36 @@ def _encode_answers(block: pb.Block, answers: Sequence[Answer]) -> None:
         request_ids,
     ) = zip(*answers, strict=True)
     block.ids = id_of(b"".join(ids))
-    before = (0, *times)
-    block.after_ms.extend([t - b for t, b in zip(times, before, strict=False)])
+    times = (np.array(admitted, np.int64) + epoch_ns) // 1_000_000
+    times[1:] -= times[:-1].copy()
+    block.after_ms.extend(times.tolist())
     if max(latencies) > _MAX_LATENCY_US:
         latencies = tuple([min(latency, _MAX_LATENCY_US) for latency in latencies])
     block.latency_us.extend(latencies)
     block.rows.extend(rows)
-    places, indices = _coded(list(zip(map(id, choices), models, strict=True)))
+    _encode_origins(block, models, choices)
+    if contexts.count(NO_CONTEXT) < len(contexts):
+        _encode_contexts(block, contexts)
+    if any(request_ids):
+        block.request_ids.extend(cast("Sequence[str]", request_ids))  # or UTF-8
+    places, indices = _coded(layouts, map(id, layouts))
+    for place in places:
+        added = block.layouts.add()
+        for name, datatype, shape in layouts[place]:
+            added.tensors.add(name=name, datatype=datatype, shape=shape)
+    block.layout.extend(indices)
+    pieces = list(chain.from_iterable(outputs))
+    block.data = b"".join(pieces)
+    block.sizes.extend(map(len, pieces))
+
+
+def _encode_origins(
+    block: pb.Block, models: Sequence[str], choices: Sequence[Choice]
+) -> None:
+    keys: Iterable[Hashable] = map(id, choices)
+    if models.count(models[0]) < len(models):
+        keys = zip(keys, models, strict=True)
+    places, indices = _coded((), keys)
     for place in places:
         choice = choices[place]
         block.origins.add(
@@ -159,26 +197,33 @@ def _encode_answers(block: pb.Block, answers: Sequence[Answer]) -> None:
             snapshot=choice.snapshot,
         )
     block.origin.extend(indices)
-    places, indices = _coded(contexts)
-    for place in places:
-        unit, bucket, segments = contexts[place]
-        block.contexts.add(unit=unit, bucket=bucket, segments=segments)
-    block.context.extend(indices)
-    if any(request_ids):
-        block.request_ids.extend(request_ids)
-    places, indices = _coded(list(map(id, layouts)))
-    for place in places:
-        added = block.layouts.add()
-        for name, datatype, shape in layouts[place]:
-            added.tensors.add(name=name, datatype=datatype, shape=shape)
-    block.layout.extend(indices)
-    pieces = list(chain.from_iterable(outputs))
-    block.data = b"".join(pieces)
-    block.sizes.extend(map(len, pieces))
 
 
-def _coded(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
-    """Return where each different key stands, and which of them each is."""
+def _encode_contexts(block: pb.Block, contexts: Sequence[Context]) -> None:
+    units, buckets, segments = zip(*contexts, strict=True)
+    if any(units):
+        block.units.extend(units)
+    if buckets.count(-1) < len(buckets):
+        block.buckets.extend(buckets)
+    if any(segments):
+        places, indices = _coded(segments, segments)
+        for place in places:
+            block.segments.add(values=segments[place])
+        block.segment.extend(indices)
+
+
+def _coded(
+    values: Sequence[object], keys: Iterable[Hashable]
+) -> tuple[list[int], list[int]]:
+    """Return where each different key stands, and which of them each is.
+
+    Args:
+        values: What the keys stand for; the way is short if all are equal.
+        keys: As many.
+    """
+    if values and values.count(values[0]) == len(values):
+        return [0], [0] * len(values)
+    keys = list(keys)
     last = dict(zip(keys, range(len(keys)), strict=True))
     if len(last) == 1:
         return [0], [0] * len(keys)
@@ -215,7 +260,7 @@ def _predictions(block: pb.Block) -> list[Prediction]:
         (o.model, o.version, o.role, o.policy, o.propensity, o.revision, o.snapshot)
         for o in block.origins
     ]
-    contexts = [(c.unit, c.bucket, tuple(c.segments)) for c in block.contexts]
+    segments = [tuple(each.values) for each in block.segments]
     layouts: list[Layout] = [
         tuple([TensorLayout(t.name, t.datatype, tuple(t.shape)) for t in each.tensors])
         for each in block.layouts
@@ -228,7 +273,11 @@ def _predictions(block: pb.Block) -> list[Prediction]:
         ids,
         accumulate(_column("after_ms", block.after_ms, count)),
         _looked_up("origin", block.origin, origins, count),
-        _looked_up("context", block.context, contexts, count),
+        _column("units", block.units or [""] * count, count),
+        _column("buckets", block.buckets or [-1] * count, count),
+        _looked_up("segment", block.segment, segments, count)
+        if segments or block.segment
+        else [()] * count,
         rows,
         outputs,
         _column("latency_us", block.latency_us, count),
@@ -238,7 +287,7 @@ def _predictions(block: pb.Block) -> list[Prediction]:
     return [
         Prediction._make(
             [
-                *(id_, time_ms, *origin, *context, rows_of),
+                *(id_, time_ms, *origin, unit, bucket, segments_of, rows_of),
                 *(tensors, (), latency_us, "", request_id),
             ]
         )
@@ -246,7 +295,9 @@ def _predictions(block: pb.Block) -> list[Prediction]:
             id_,
             time_ms,
             origin,
-            context,
+            unit,
+            bucket,
+            segments_of,
             rows_of,
             tensors,
             latency_us,

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from gateway.feedback.blocks import Answer, encode
+import numpy as np
+
+from gateway.feedback.blocks import Offered, encode, id_of
 from gateway.feedback.frames import ACKNOWLEDGED, FRAME, WRITER_BYTES
-from gateway.feedback.partition import partitions_of
+from gateway.feedback.partition import murmur2, partitions_of
+from gateway.feedback.types import Alias, Named
 from gateway.feedback_config import FeedbackConfig
 
 _OPEN_BYTES = 256 << 10
@@ -41,6 +46,7 @@ class Ring:
     Args:
         config: Says how large blocks and ring are.
         path: The controller's socket.
+        now_ns: Monotonic clock, by which requests were admitted.
 
     Attributes:
         counts: ``offered``, ``dropped`` and ``stripped`` predictions (the last without
@@ -49,14 +55,20 @@ class Ring:
         unacknowledged: Predictions in blocks that the log does not have yet.
     """
 
-    def __init__(self, config: FeedbackConfig, path: Path) -> None:
+    def __init__(
+        self, config: FeedbackConfig, path: Path, now_ns: Callable[[], int]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._config = config
         self._path = str(path)
+        self._now = now_ns
+        self._block_rows = config.block_rows
+        models = config.models.values()
+        self._named = any(one.by_request_id for one in (config.default, *models))
         self.writer = os.urandom(WRITER_BYTES)
         self.counts: Counter[str] = Counter()
         self.unacknowledged = 0
-        self._open: list[Answer] = []
+        self._open: list[Offered] = []
         self._open_bytes = 0
         self._armed = False
         self._sequence = 0
@@ -68,18 +80,15 @@ class Ring:
         self._empty = asyncio.Event()
         self._sending = self._loop.create_task(self._stay_connected())
 
-    def offer(self, answer: Answer) -> None:
-        """Take a prediction, or drop and count it; never waits."""
-        nbytes = 0
-        for piece in answer.outputs:
-            nbytes += len(piece)
+    def offer(self, answer: Offered, nbytes: int) -> None:
+        """Take a prediction with outputs of `nbytes`, or drop it; never waits."""
         if nbytes > _OPEN_BYTES:
-            answer, nbytes = answer._replace(layout=(), outputs=()), 0
+            answer, nbytes = (*answer[:-3], (), (), answer[-1]), 0
             self.counts["stripped"] += 1
         waiting = self._open
         waiting.append(answer)
         self._open_bytes += nbytes
-        if len(waiting) >= self._config.block_rows or self._open_bytes >= _OPEN_BYTES:
+        if len(waiting) >= self._block_rows or self._open_bytes >= _OPEN_BYTES:
             self.flush()
         elif not self._armed:
             self._armed = True
@@ -95,14 +104,30 @@ class Ring:
         if not answers:
             return
         self.counts["offered"] += len(answers)
-        partitions = self._config.partitions
-        places = partitions_of([answer.name for answer in answers], partitions)
-        shares: defaultdict[int, list[Answer]] = defaultdict(list)
-        for place, answer in zip(places, answers, strict=True):
-            shares[place].append(answer)
-        for place, some in sorted(shares.items()):
-            self._keep(place, len(some), encode(some))
+        epoch_ns = time.time_ns() - self._now()
+        shares = _shared(answers, self._config.partitions)
+        names: defaultdict[int, list[Named]] = defaultdict(list)
+        if self._named:
+            for place, named in self._names(answers):
+                names[place].append(named)
+        for place, some in enumerate(shares):
+            if some or place in names:
+                self._keep(place, len(some), encode(some, names[place], epoch_ns))
         self._send()
+
+    def _names(self, answers: Sequence[Offered]) -> list[tuple[int, Named]]:
+        """Return clients' own names, where models are labelled by them, and places."""
+        models, default = self._config.models, self._config.default
+        named = [
+            Named(Alias("", model, request_id.decode()), id_of(name))
+            for name, model, _, _, _, choice, _, _, _, request_id in answers
+            if request_id
+            and choice.role != "shadow"
+            and models.get(model, default).by_request_id
+        ]
+        keys = ["/".join(each.alias).encode() for each in named]
+        places = partitions_of(keys, self._config.partitions)
+        return list(zip(places, named, strict=True))
 
     def _keep(self, place: int, records: int, block: bytes) -> None:
         if self._kept_bytes + len(block) > self._config.ring_bytes:
@@ -183,6 +208,16 @@ class Ring:
         lost, self.unacknowledged = self.unacknowledged, 0
         self.counts["dropped"] += lost
         return lost
+
+
+def _shared(answers: Sequence[Offered], partitions: int) -> list[list[Offered]]:
+    """Return each partition's share, in order."""
+    joined = b"".join([answer[0] for answer in answers])
+    hashes = murmur2(np.frombuffer(joined, np.uint8).reshape(len(answers), -1))
+    places = (hashes & np.uint32(0x7FFFFFFF)) % np.uint32(partitions)
+    order = [answers[at] for at in places.argsort(kind="stable").tolist()]
+    ends = np.bincount(places, minlength=partitions).cumsum().tolist()
+    return [order[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 class _Link(asyncio.Protocol):

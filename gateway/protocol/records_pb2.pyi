@@ -7,15 +7,17 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Block(_message.Message):
-    __slots__ = ("ids", "after_ms", "latency_us", "rows", "origins", "origin", "contexts", "context", "request_ids", "layouts", "layout", "data", "sizes", "aliases")
+    __slots__ = ("ids", "after_ms", "latency_us", "rows", "origins", "origin", "units", "buckets", "segments", "segment", "request_ids", "layouts", "layout", "data", "sizes", "aliases")
     IDS_FIELD_NUMBER: _ClassVar[int]
     AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     ORIGINS_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
-    CONTEXTS_FIELD_NUMBER: _ClassVar[int]
-    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     LAYOUTS_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -28,15 +30,17 @@ class Block(_message.Message):
     rows: _containers.RepeatedScalarFieldContainer[int]
     origins: _containers.RepeatedCompositeFieldContainer[Origin]
     origin: _containers.RepeatedScalarFieldContainer[int]
-    contexts: _containers.RepeatedCompositeFieldContainer[Context]
-    context: _containers.RepeatedScalarFieldContainer[int]
+    units: _containers.RepeatedScalarFieldContainer[str]
+    buckets: _containers.RepeatedScalarFieldContainer[int]
+    segments: _containers.RepeatedCompositeFieldContainer[Segments]
+    segment: _containers.RepeatedScalarFieldContainer[int]
     request_ids: _containers.RepeatedScalarFieldContainer[str]
     layouts: _containers.RepeatedCompositeFieldContainer[Layout]
     layout: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
     sizes: _containers.RepeatedScalarFieldContainer[int]
     aliases: Aliases
-    def __init__(self, ids: _Optional[bytes] = ..., after_ms: _Optional[_Iterable[int]] = ..., latency_us: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., origins: _Optional[_Iterable[_Union[Origin, _Mapping]]] = ..., origin: _Optional[_Iterable[int]] = ..., contexts: _Optional[_Iterable[_Union[Context, _Mapping]]] = ..., context: _Optional[_Iterable[int]] = ..., request_ids: _Optional[_Iterable[str]] = ..., layouts: _Optional[_Iterable[_Union[Layout, _Mapping]]] = ..., layout: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Union[Aliases, _Mapping]] = ...) -> None: ...
+    def __init__(self, ids: _Optional[bytes] = ..., after_ms: _Optional[_Iterable[int]] = ..., latency_us: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., origins: _Optional[_Iterable[_Union[Origin, _Mapping]]] = ..., origin: _Optional[_Iterable[int]] = ..., units: _Optional[_Iterable[str]] = ..., buckets: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segments, _Mapping]]] = ..., segment: _Optional[_Iterable[int]] = ..., request_ids: _Optional[_Iterable[str]] = ..., layouts: _Optional[_Iterable[_Union[Layout, _Mapping]]] = ..., layout: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Union[Aliases, _Mapping]] = ...) -> None: ...
 
 class Origin(_message.Message):
     __slots__ = ("model", "version", "role", "policy", "propensity", "revision", "snapshot")
@@ -56,15 +60,11 @@ class Origin(_message.Message):
     snapshot: int
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., role: _Optional[str] = ..., policy: _Optional[str] = ..., propensity: _Optional[float] = ..., revision: _Optional[int] = ..., snapshot: _Optional[int] = ...) -> None: ...
 
-class Context(_message.Message):
-    __slots__ = ("unit", "bucket", "segments")
-    UNIT_FIELD_NUMBER: _ClassVar[int]
-    BUCKET_FIELD_NUMBER: _ClassVar[int]
-    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
-    unit: str
-    bucket: int
-    segments: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, unit: _Optional[str] = ..., bucket: _Optional[int] = ..., segments: _Optional[_Iterable[str]] = ...) -> None: ...
+class Segments(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, values: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "datatype", "shape")

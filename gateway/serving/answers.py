@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import lru_cache
 
-from gateway.feedback.blocks import Answer, Layout, TensorLayout
+from gateway.feedback.blocks import Layout, TensorLayout
 from gateway.feedback.ring import Ring
 from gateway.serving.exchange import Exchange
 from gateway.serving.pending import Pending
@@ -22,8 +21,11 @@ _MAX_ID_FIELD = 2 + 127
 
 
 @lru_cache(4096)
-def _alone(version: int, policy: str) -> Choice:
-    """Return the choice of a request that no table had a say in."""
+def _alone(model: str, version: int, policy: str) -> Choice:
+    """Return the choice of a request that no table had a say in.
+
+    Models have objects of their own, as those with a table do.
+    """
     return Choice(version, Role.CHAMPION, 1.0, policy, 0, 0, Tally())
 
 
@@ -47,14 +49,18 @@ class AnswerLog:
         choice = exchange.choice
         if choice is None:
             policy = "version" if plan.asked_version else "none"
-            choice = _alone(plan.entry.version, policy)
+            choice = _alone(plan.model, plan.entry.version, policy)
         id_field = exchange.id_field
-        request_id = ""
-        if id_field and len(id_field) <= _MAX_ID_FIELD:
-            request_id = id_field[2:].decode()
-        queue, context = plan.queue, exchange.context
         self._take(
-            exchange, rows, start, name, plan.model, queue, choice, context, request_id
+            exchange,
+            rows,
+            start,
+            name,
+            plan.model,
+            plan.queue,
+            choice,
+            exchange.context,
+            id_field[2:] if len(id_field) <= _MAX_ID_FIELD else b"",
         )
 
     def shadowed(  # noqa: PLR0917 - keywords cost time
@@ -68,7 +74,7 @@ class AnswerLog:
         choice: Choice,
     ) -> None:
         """Take a shadow's answer to a copy of a prediction's request."""
-        self._take(copy, rows, start, name, model, queue, choice, NO_CONTEXT, "")
+        self._take(copy, rows, start, name, model, queue, choice, NO_CONTEXT, b"")
 
     def _take(  # noqa: PLR0917 - keywords cost time
         self,
@@ -80,45 +86,58 @@ class AnswerLog:
         queue: VersionQueue,
         choice: Choice,
         context: Context,
-        request_id: str,
+        request_id: bytes,
     ) -> None:
         count = pending.rows
-        if rows.plain is not None:
-            shapes = rows.shapes
+        plain = rows.plain
+        if plain is None:
+            tensors = rows.cut(start, start + count)
+            outputs = [bytes(tensor.data) for tensor in tensors]
+            nbytes = sum(map(len, outputs))
+        elif len(plain) == 1:  # mostly
+            data, size = plain[0]
+            nbytes = count * size
+            start *= size
+            outputs = [bytes(data[start : start + nbytes])]
+        else:
             outputs = [
                 bytes(data[start * size : (start + count) * size])
-                for data, size in rows.plain
+                for data, size in plain
             ]
-        else:
-            tensors = rows.cut(start, start + count)
-            batches = 1 if queue.spec.max_batch_rows else 0
-            shapes = tuple([tensor.dims[batches:] for tensor in tensors])
-            outputs = [bytes(tensor.data) for tensor in tensors]
-        latency_ns = self._now() - pending.admitted_ns
+            nbytes = sum(map(len, outputs))
+        admitted_ns = pending.admitted_ns
         self._offer(
-            Answer(
+            (
                 name,
                 model,
-                (time.time_ns() - latency_ns) // 1_000_000,
-                latency_ns // 1000,
+                admitted_ns,
+                (self._now() - admitted_ns) // 1000,
                 count,
                 choice,
                 context,
-                queue.layouts.get(shapes) or _layout(queue, shapes),
+                rows.layout or _layout(rows, queue),
                 outputs,
                 request_id,
-            )
+            ),
+            nbytes,
         )
 
 
-def _layout(queue: VersionQueue, shapes: tuple[tuple[int, ...], ...]) -> Layout:
-    layout = tuple(
-        [
-            TensorLayout(tensor.name, tensor.datatype, shape)
-            for tensor, shape in zip(queue.spec.outputs, shapes, strict=True)
-        ]
-    )
-    if len(queue.layouts) >= _MAX_LAYOUTS:
-        queue.layouts.clear()
-    queue.layouts[shapes] = layout
+def _layout(rows: BatchRows, queue: VersionQueue) -> Layout:
+    """Return how a version's outputs look, and note it with the batch."""
+    shapes = rows.shapes
+    if rows.plain is None and queue.spec.max_batch_rows:
+        shapes = tuple([shape[1:] for shape in shapes])
+    layout = queue.layouts.get(shapes)
+    if layout is None:
+        layout = tuple(
+            [
+                TensorLayout(tensor.name, tensor.datatype, shape)
+                for tensor, shape in zip(queue.spec.outputs, shapes, strict=True)
+            ]
+        )
+        if len(queue.layouts) >= _MAX_LAYOUTS:
+            queue.layouts.clear()
+        queue.layouts[shapes] = layout
+    rows.layout = layout
     return layout

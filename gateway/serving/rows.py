@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 from gateway.clock import PredictionIds
+from gateway.feedback.blocks import Layout
 from gateway.serving.pending import RowTensor
 from workers.spec import ModelSpec
 from workers.wire import ROW_OFFSETS, WireTensor
@@ -30,12 +31,14 @@ class BatchRows:
         names: Ids for the batch's replies, made when the first one wants one.
         plan: The last plan that cut a reply out of it, which is mostly the next,
         template: and what it used.
+        layout: Of every reply's outputs in the event log; empty until one goes there.
     """
 
     __slots__ = (
         "_batch_rows",
         "_spec",
         "_tensors",
+        "layout",
         "names",
         "plain",
         "plan",
@@ -52,6 +55,7 @@ class BatchRows:
         self.names: list[bytes] = []
         self.plan: object = None
         self.template: Any = None
+        self.layout: Layout = ()
         self.plain: list[tuple[memoryview, int]] | None = None
         if spec.max_batch_rows and not any(t.layout for t in tensors):
             self.plain = [

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.feedback.blocks import Answer, TensorLayout, encode
+from gateway.feedback.blocks import NO_CONTEXT, Answer, TensorLayout, encode
 
 _LAYOUT = (TensorLayout("y", "FP32", (1,)),)
 
@@ -36,7 +36,16 @@ def block(names: Sequence[bytes], time_ms: int) -> bytes:
     return encode(
         [
             Answer(
-                name, "m", time_ms, 900, 1, _CHOSEN, ("", -1, ()), _LAYOUT, (data,), ""
+                name,
+                "m",
+                time_ms * 1_000_000,
+                900,
+                1,
+                _CHOSEN,
+                NO_CONTEXT,
+                _LAYOUT,
+                (data,),
+                b"",
             )
             for name in names
         ]

@@ -36,6 +36,7 @@ class Chosen(NamedTuple):
     snapshot: int
 
 
+EPOCH_NS = 1_700_000_000_123_456_789
 TEXT = st.text(max_size=8)
 CHOICES = st.builds(
     Chosen,
@@ -69,14 +70,14 @@ def answers(draw: st.DrawFn) -> list[Answer]:
             Answer(
                 str(draw(st.uuids())).encode(),
                 draw(TEXT),
-                draw(st.integers(0, (1 << 48) - 1)),
+                draw(st.integers(0, 1 << 62)),
                 draw(st.integers(0, (1 << 34))),
                 draw(st.integers(1, 1 << 20)),
                 draw(st.sampled_from(choices)),
                 draw(CONTEXTS),
                 layout,
                 [draw(st.binary(max_size=12)) for _ in layout],
-                draw(TEXT),
+                draw(TEXT).encode(),
             )
         )
     return out
@@ -94,7 +95,7 @@ def expected(answer: Answer) -> Prediction:
     choice = answer.choice
     return Prediction(
         uuid.UUID(answer.name.decode()).bytes,
-        answer.time_ms,
+        (answer.admitted_ns + EPOCH_NS) // 1_000_000,
         answer.model,
         choice.version,
         choice.role,
@@ -111,13 +112,13 @@ def expected(answer: Answer) -> Prediction:
         (),
         min(answer.latency_us, (1 << 32) - 1),
         "",
-        answer.request_id,
+        answer.request_id.decode(),
     )
 
 
 @given(answers(), NAMES)
 def test_what_goes_in_comes_out(given_: list[Answer], names: list[Named]) -> None:
-    decoded = decode(encode(given_, names))
+    decoded = decode(encode(given_, names, EPOCH_NS))
     assert decoded.predictions == [expected(answer) for answer in given_]
     assert decoded.names == names
 
@@ -149,10 +150,10 @@ def _one(data: bytes = b"\0" * 4) -> Answer:
         2,
         1,
         Chosen(1, "champion", 1.0, "none", 0, 0),
-        ("", -1, ()),
+        ("user", 7, ("de",)),
         (TensorLayout("y", "FP32", ()),),
         [data],
-        "",
+        b"",
     )
 
 
@@ -169,7 +170,8 @@ def test_a_number_that_is_none_stays_it() -> None:
         ("after_ms", "column after_ms"),
         ("latency_us", "column latency_us"),
         ("origins", "points beyond"),
-        ("context", "column context"),
+        ("segments", "column segment points beyond"),
+        ("segment", "column segment has"),
         ("layouts", "column layout points beyond"),
         ("sizes", "column sizes"),
         ("data", "bytes long"),
@@ -183,6 +185,24 @@ def test_a_missing_column_is_named(column: str, says: str) -> None:
         block.ClearField(column)
     with pytest.raises(BadBlock, match=says):
         decode(block.SerializeToString())
+
+
+@pytest.mark.parametrize("column", ["units", "buckets", "request_ids"])
+def test_a_column_may_be_left_out_and_not_too_short(column: str) -> None:
+    block = pb.Block.FromString(encode([_one(), _one()._replace(request_id=b"r")]))
+    del getattr(block, column)[-1]
+    with pytest.raises(BadBlock, match=f"column {column} has 1"):
+        decode(block.SerializeToString())
+    block.ClearField(column)
+    predictions = decode(block.SerializeToString()).predictions
+    assert [(p.unit, p.bucket, p.request_id) for p in predictions] == [
+        (
+            "" if column == "units" else "user",
+            -1 if column == "buckets" else 7,
+            "" if column == "request_ids" else request_id,
+        )
+        for request_id in ("", "r")
+    ]
 
 
 def test_ids_are_the_bytes_of_their_names() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import uvloop
 
+from gateway.clock import now_ns
 from gateway.feedback.blocks import Answer, TensorLayout, decode
 from gateway.feedback.embedded import EmbeddedLog
 from gateway.feedback.frames import BLOCK_HEADER, FRAME
@@ -44,7 +45,16 @@ LAYOUT = (TensorLayout("y", "FP32", ()),)
 def answer(model: str = "m", request_id: str = "", data: bytes = bytes(4)) -> Answer:
     name = str(uuid.uuid4()).encode()
     context = ("", -1, ())
-    return Answer(name, model, 7, 8, 1, CHOICE, context, LAYOUT, [data], request_id)
+    named = request_id.encode()
+    return Answer(name, model, 7, 8, 1, CHOICE, context, LAYOUT, [data], named)
+
+
+def ring_to(path: Path, config: FeedbackConfig) -> Ring:
+    return Ring(config, path, now_ns)
+
+
+def offer(ring: Ring, answer: Answer) -> None:
+    ring.offer(answer, sum(map(len, answer.outputs)))
 
 
 def settings(**fields: object) -> FeedbackConfig:
@@ -115,10 +125,10 @@ def test_what_is_offered_is_logged(tmp_path: Path) -> None:
         receiver = Receiver(log)
         await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
         assert (tmp_path / "log.sock").stat().st_mode & 0o777 == 0o600
-        ring = Ring(settings(), tmp_path / "log.sock")
+        ring = ring_to(tmp_path / "log.sock", settings())
         given = [answer() for _ in range(101)]
         for one in given:
-            ring.offer(one)
+            offer(ring, one)
         # The last five wait for company, and no longer than they may.
         await until(lambda: ring.counts["offered"] == 101)
         await until(lambda: ring.unacknowledged == 0)
@@ -137,8 +147,8 @@ def test_closing_sends_what_is_left(tmp_path: Path) -> None:
         log = open_log(tmp_path)
         receiver = Receiver(log)
         await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
-        ring = Ring(settings(block_ms=60_000), tmp_path / "log.sock")
-        ring.offer(answer())
+        ring = ring_to(tmp_path / "log.sock", settings(block_ms=60_000))
+        offer(ring, answer())
         assert await ring.close(10) == 0
         predictions, _ = await logged(log)
         assert len(predictions) == 1
@@ -152,25 +162,25 @@ def test_a_receiver_that_comes_back_misses_nothing(tmp_path: Path) -> None:
     async def work() -> None:
         held = log = Held(LogFile(tmp_path / "log.sqlite", PARTITIONS))
         path = tmp_path / "log.sock"
-        ring = Ring(settings(), path)  # nobody listens yet
+        ring = ring_to(path, settings())  # nobody listens yet
         given = [answer() for _ in range(400)]
         for one in given[:100]:
-            ring.offer(one)
+            offer(ring, one)
         first = Receiver(held)
         await first.start(bind_unix(path, private=True))
         await held.asked.wait()  # it has blocks that the log has not
         for one in given[100:200]:
-            ring.offer(one)
+            offer(ring, one)
         stopping = asyncio.ensure_future(first.stop())
         await asyncio.sleep(0)
         held.open.set()
         await stopping
         for one in given[200:300]:
-            ring.offer(one)
+            offer(ring, one)
         second = Receiver(log)
         await second.start(bind_unix(path, private=True))
         for one in given[300:]:
-            ring.offer(one)
+            offer(ring, one)
         await until(lambda: not ring.unacknowledged and ring.counts["offered"] == 400)
         predictions, _ = await logged(log)
         assert sorted(one.id for one in predictions) == ids(given)
@@ -229,10 +239,10 @@ def test_a_log_that_refuses_is_asked_again(tmp_path: Path) -> None:
         held.open.set()
         receiver = Receiver(held)
         await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
-        ring = Ring(settings(), tmp_path / "log.sock")
+        ring = ring_to(tmp_path / "log.sock", settings())
         given = [answer() for _ in range(8)]
         for one in given:
-            ring.offer(one)
+            offer(ring, one)
         assert await ring.close(10) == 0
         assert not held.refuse
         predictions, _ = await logged(log)
@@ -251,10 +261,10 @@ def test_a_slow_log_costs_memory_up_to_the_bound_and_then_blocks(
         receiver = Receiver(held)
         await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
         config = settings(block_rows=16, ring_bytes=200_000)
-        ring = Ring(config, tmp_path / "log.sock")
+        ring = ring_to(tmp_path / "log.sock", config)
         given = [answer(data=bytes(1000)) for _ in range(1600)]
         for place, one in enumerate(given):
-            ring.offer(one)
+            offer(ring, one)
             if place % 100 == 0:
                 await asyncio.sleep(0)
         ring.flush()
@@ -277,9 +287,9 @@ def test_a_slow_log_costs_memory_up_to_the_bound_and_then_blocks(
 
 def test_without_a_receiver_what_is_left_is_counted(tmp_path: Path) -> None:
     async def work() -> None:
-        ring = Ring(settings(), tmp_path / "log.sock")
+        ring = ring_to(tmp_path / "log.sock", settings())
         for _ in range(20):
-            ring.offer(answer())
+            offer(ring, answer())
         assert await ring.close(0.05) == 20
         assert ring.counts["dropped"] == 20
 
@@ -291,12 +301,42 @@ def test_outputs_too_large_for_a_block_stay_behind(tmp_path: Path) -> None:
         log = open_log(tmp_path)
         receiver = Receiver(log)
         await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
-        ring = Ring(settings(), tmp_path / "log.sock")
-        ring.offer(answer(data=bytes(1 << 20)))
+        ring = ring_to(tmp_path / "log.sock", settings())
+        offer(ring, answer(data=bytes(1 << 20)))
         assert await ring.close(10) == 0
         ((prediction,), _) = await logged(log)
         assert prediction.outputs == ()
         assert ring.counts["stripped"] == 1
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_clients_names_go_where_they_belong(tmp_path: Path) -> None:
+    async def work() -> None:
+        log = open_log(tmp_path)
+        receiver = Receiver(log)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        models = {"named": JoinConfig(by_request_id=True)}
+        ring = ring_to(tmp_path / "log.sock", settings(models=models))
+        given = [answer("named", f"r{number}") for number in range(20)]
+        for one in (*given, answer("other", "r"), answer("named")):
+            offer(ring, one)
+        assert await ring.close(10) == 0
+        _, names = await logged(log)
+        assert sorted(
+            (each.alias.model, each.alias.request_id, each.prediction_id)
+            for each in names
+        ) == sorted(
+            (one.model, one.request_id.decode(), uuid.UUID(one.name.decode()).bytes)
+            for one in given
+        )
+        for partition in range(PARTITIONS):
+            for stored in await log.read(PREDICTIONS, partition, 0, 100):
+                for each in decode(stored.event.value or b"").names:
+                    key = f"/named/{each.alias.request_id}".encode()
+                    assert partition_of(key, PARTITIONS) == partition
         await receiver.stop()
         await log.close()
 
