@@ -45,9 +45,11 @@ class Recording:
     async def _run(self) -> None:
         feedback = self._config.feedback
         log = await self._opened()
-        self._receiver = Receiver(log)
-        path = self._config.state_dir / SOCKET
-        await self._receiver.start(bind_unix(path, private=True))
+        try:
+            self._receiver = await self._listening(log)
+        except BaseException:
+            await log.close()
+            raise
         _log.info("recording", kafka=feedback.kafka is not None)
         self.log.set_result(log)
         limits = Limits(feedback.retention_h * 3_600_000, feedback.max_log_bytes)
@@ -56,6 +58,8 @@ class Recording:
                 await log.run(partial(log.file.expire, limits))
             except GatewayError as error:
                 _log.error("event_log_not_trimmed", reason=error.message)
+            except Exception:  # the edge: it may fit again next time
+                _log.exception("event_log_not_trimmed")
             await asyncio.sleep(_TRIM_PERIOD_S)
 
     async def _opened(self) -> EventLog:
@@ -66,6 +70,27 @@ class Recording:
             except (GatewayError, OSError) as error:
                 reason = error.message if isinstance(error, GatewayError) else error
                 _log.error("event_log_unusable", reason=str(reason))
+            except Exception:  # the edge: a task that ends silently records nothing
+                _log.exception("event_log_unusable")
+            await asyncio.sleep(_RETRY_S)
+
+    async def _listening(self, log: EventLog) -> Receiver:
+        """Return what fronts connect to; tries until its socket can be bound."""
+        path = self._config.state_dir / SOCKET
+        receiver = Receiver(log)
+        while True:
+            try:
+                await receiver.start(bind_unix(path, private=True))
+            except OSError as error:
+                _log.error(
+                    "predictions_not_taken",
+                    reason=str(error),
+                    path=str(path),
+                    fix="free the path, or make state_dir writable; fronts keep "
+                    "predictions meanwhile, up to feedback.ring_bytes",
+                )
+            else:
+                return receiver
             await asyncio.sleep(_RETRY_S)
 
     async def stop(self) -> None:

@@ -247,6 +247,14 @@ def decode(value: bytes) -> Decoded:
     return Decoded(_predictions(block), _names(block.aliases))
 
 
+def predictions_in(value: bytes) -> int:
+    """Return how many predictions a block holds; 0 if it is none."""
+    try:
+        return len(pb.Block.FromString(value).ids) // ID_BYTES
+    except DecodeError:
+        return 0
+
+
 def _ids(ids: bytes) -> list[bytes]:
     if len(ids) % ID_BYTES:
         raise BadBlock(f"{len(ids)} bytes of ids are no multiple of {ID_BYTES}")

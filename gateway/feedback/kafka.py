@@ -13,11 +13,24 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from gateway.errors import Code, GatewayError
 from gateway.feedback.kafka_consumer import KafkaConsumer
-from gateway.feedback.log import LABELS, PREDICTIONS, TOPICS, Extent, LogUnavailable
+from gateway.feedback.log import (
+    LABELS,
+    PREDICTIONS,
+    TOPICS,
+    EventsRefused,
+    Extent,
+    LogUnavailable,
+)
 from gateway.feedback.types import Event, Stored
 from gateway.feedback_config import KafkaConfig
 from gateway.logs import get_logger
@@ -108,6 +121,12 @@ class KafkaLog:
                 for event in events
             ]
             await asyncio.gather(*sent)
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            nbytes = max(len(event.value or b"") for event in events)
+            raise EventsRefused(
+                f"Kafka takes no event of {nbytes} bytes: raise max.message.bytes of "
+                f"topic {name}"
+            ) from error
         except KafkaError as error:
             raise LogUnavailable(f"Kafka took not all of it: {_said(error)}") from error
 

@@ -26,6 +26,13 @@ class LogUnavailable(GatewayError):
     label = "log_unavailable"
 
 
+class EventsRefused(GatewayError):
+    """The event log will not take these events, however often they come."""
+
+    code = Code.FAILED_PRECONDITION
+    label = "events_refused"
+
+
 class Place(NamedTuple):
     """A partition of a topic."""
 
@@ -90,6 +97,7 @@ class EventLog(Protocol):
         Their `time_ms` may be lost: Kafka's topics have its own time instead.
 
         Raises:
+            EventsRefused: Some are not, and will not be; others may be.
             LogUnavailable: Some or all of them are not.
         """
 

@@ -11,6 +11,7 @@ import socket
 from collections import defaultdict
 from typing import NamedTuple, cast
 
+from gateway.feedback.blocks import predictions_in
 from gateway.feedback.frames import (
     ACKNOWLEDGED,
     BLOCK_HEADER,
@@ -18,7 +19,12 @@ from gateway.feedback.frames import (
     MAX_BLOCK_BYTES,
     WRITER_BYTES,
 )
-from gateway.feedback.log import PREDICTIONS, EventLog, LogUnavailable
+from gateway.feedback.log import (
+    PREDICTIONS,
+    EventLog,
+    EventsRefused,
+    LogUnavailable,
+)
 from gateway.feedback.types import Event
 from gateway.logs import get_logger
 
@@ -78,8 +84,12 @@ class Receiver:
             self._turns[writer] = asyncio.Lock()
         return self._turns[writer]
 
-    async def take(self, writer: bytes, frames: list[Frame]) -> None:
-        """Append the blocks of a writer that the log does not have."""
+    async def take(self, writer: bytes, frames: list[Frame]) -> int:
+        """Append the blocks of a writer that the log does not have.
+
+        Returns:
+            Predictions among them that the log refused; they are lost.
+        """
         last = self._last.get(writer, 0)
         new = [frame for frame in frames if frame.sequence > last]
         self.repeated += len(frames) - len(new)
@@ -88,19 +98,33 @@ class Receiver:
             mark = writer + frame.sequence.to_bytes(8, "big")
             event = Event(b"", frame.block, ((BLOCK_HEADER, mark),))
             shares[frame.partition].append(event)
-        await asyncio.gather(*[self._append(*share) for share in shares.items()])
+        appending = [self._append(*share) for share in shares.items()]
+        refused = sum(await asyncio.gather(*appending))
         if new:
             self._last[writer] = new[-1].sequence
+        return refused
 
-    async def _append(self, partition: int, events: list[Event]) -> None:
+    async def _append(self, partition: int, events: list[Event]) -> int:
+        """Append blocks of a partition; returns predictions that were refused."""
         while True:
             try:
                 await self._log.append(PREDICTIONS, partition, events)
+            except EventsRefused as error:
+                reason = error.message
             except LogUnavailable as error:
                 _log.warning("event_log_unavailable", reason=error.message)
                 await asyncio.sleep(_PAUSE_S)
+                continue
+            except Exception as error:  # the edge: coming again would end as it did
+                _log.exception("append_failed")
+                reason = repr(error)
             else:
-                return
+                return 0
+            if len(events) > 1:  # those that are in the log already count once there
+                return sum([await self._append(partition, [one]) for one in events])
+            lost = predictions_in(events[0].value or b"")
+            _log.error("block_refused", predictions=lost, reason=reason)
+            return lost
 
     def fits(self, partition: int) -> bool:
         """Return whether the log has such a partition."""
@@ -183,9 +207,10 @@ class _Connection(asyncio.Protocol):
             async with self._receiver.turn(self._writer):
                 while self._frames:
                     frames, self._frames, self._waiting = self._frames, [], 0
-                    await self._receiver.take(self._writer, frames)
+                    refused = await self._receiver.take(self._writer, frames)
                     if not self._transport.is_closing():
-                        self._transport.write(ACKNOWLEDGED.pack(frames[-1].sequence))
+                        last = frames[-1].sequence
+                        self._transport.write(ACKNOWLEDGED.pack(last, refused))
                         self._transport.resume_reading()
         except Exception:  # the front sends it all again, on another connection
             _log.exception("blocks_not_appended")

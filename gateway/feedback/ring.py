@@ -49,9 +49,9 @@ class Ring:
         now_ns: Monotonic clock, by which requests were admitted.
 
     Attributes:
-        counts: ``offered``, ``dropped`` and ``stripped`` predictions (the last without
-            their outputs, which were too large); ``blocks``, ``bytes``, and ``resent``
-            blocks.
+        counts: ``offered``, ``dropped``, ``refused`` (by the log, for good) and
+            ``stripped`` predictions (without their outputs, which were too large);
+            ``blocks``, ``bytes``, and ``resent`` blocks.
         unacknowledged: Predictions in blocks that the log does not have yet.
     """
 
@@ -181,8 +181,9 @@ class Ring:
         """Go on sending: the connection takes more."""
         self._send()
 
-    def acknowledged(self, sequence: int) -> None:
-        """Let go of a block and all before it."""
+    def acknowledged(self, sequence: int, refused: int) -> None:
+        """Let go of a block and all before it; some predictions were refused."""
+        self.counts["refused"] += refused
         kept = self._kept
         while kept and kept[0].sequence <= sequence:
             block = kept.popleft()
@@ -238,13 +239,12 @@ class _Link(asyncio.Protocol):
         self._ring.connected(self)
 
     def data_received(self, data: bytes) -> None:
-        """Take acknowledgements; the last one says it all."""
+        """Take acknowledgements."""
         received = self._received + data
         whole = len(received) - len(received) % ACKNOWLEDGED.size
         self._received = received[whole:]
-        if whole:
-            (sequence,) = ACKNOWLEDGED.unpack_from(received, whole - ACKNOWLEDGED.size)
-            self._ring.acknowledged(sequence)
+        for sequence, refused in ACKNOWLEDGED.iter_unpack(received[:whole]):
+            self._ring.acknowledged(sequence, refused)
 
     def pause_writing(self) -> None:
         """Wait: the controller is slow."""

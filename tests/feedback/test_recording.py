@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import struct
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from gateway.config import Config
+from gateway.controller import recording
 from gateway.feedback.blocks import decode
 from gateway.feedback.frames import BLOCK_HEADER
 from gateway.feedback.log import PREDICTIONS, Place
 from gateway.feedback.log_file import LogFile
 from gateway.feedback.types import Prediction
+from gateway.feedback_config import FeedbackConfig
 from tests.gateway_process import wait_for
 from tests.traffic.served import MODEL, serving
 from tests.versions import ask, says
@@ -72,6 +78,29 @@ def test_every_answer_is_logged_with_its_outputs(tmp_path: Path) -> None:
         assert (
             -1 <= int.from_bytes(prediction.id[:6], "big") - prediction.time_ms < 30_000
         )
+
+
+def test_a_socket_that_cannot_be_bound_is_tried_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(recording, "_RETRY_S", 0.02)
+    (tmp_path / "log.sock").write_text("in the way")
+
+    async def work() -> None:
+        feedback = FeedbackConfig(enabled=True, partitions=PARTITIONS)
+        config = Config(state_dir=tmp_path, feedback=feedback)
+        writer = recording.Recording(config)
+        while "predictions_not_taken" not in caplog.messages:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not writer.log.done()
+        (tmp_path / "log.sock").unlink()
+        await asyncio.wait_for(asyncio.shield(writer.log), 10)
+        assert (tmp_path / "log.sock").is_socket()
+        await writer.stop()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
 
 
 def test_without_it_nothing_is_logged(tmp_path: Path) -> None:

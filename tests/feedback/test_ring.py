@@ -14,8 +14,8 @@ import uvloop
 from gateway.clock import now_ns
 from gateway.feedback.blocks import Answer, TensorLayout, decode
 from gateway.feedback.embedded import EmbeddedLog
-from gateway.feedback.frames import BLOCK_HEADER, FRAME
-from gateway.feedback.log import PREDICTIONS, LogUnavailable
+from gateway.feedback.frames import ACKNOWLEDGED, BLOCK_HEADER, FRAME
+from gateway.feedback.log import PREDICTIONS, EventsRefused, LogUnavailable
 from gateway.feedback.log_file import LogFile
 from gateway.feedback.partition import partition_of
 from gateway.feedback.receiver import Receiver
@@ -202,7 +202,7 @@ def test_a_block_that_comes_again_is_not_appended_again(tmp_path: Path) -> None:
         for _ in range(2):  # the acknowledgement was lost, say
             reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(bytes(16) + FRAME.pack(3, 1, 0) + b"abc")
-            assert await reader.readexactly(8) == (1).to_bytes(8, "little")
+            assert await reader.readexactly(12) == ACKNOWLEDGED.pack(1, 0)
             writer.close()
         assert receiver.repeated == 1
         assert len(await log.read(PREDICTIONS, 0, 0, 10)) == 1
@@ -247,6 +247,42 @@ def test_a_log_that_refuses_is_asked_again(tmp_path: Path) -> None:
         assert not held.refuse
         predictions, _ = await logged(log)
         assert sorted(one.id for one in predictions) == ids(given)
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+class Choosy(EmbeddedLog):
+    """A log that will not take large events, and fails on some others."""
+
+    async def append(self, topic: str, partition: int, events: Sequence[Event]) -> None:
+        for event in events:
+            if len(event.value or b"") > 10_000:
+                raise EventsRefused("too large")
+            if b"broken" in (event.value or b""):
+                raise RuntimeError("broken")
+        await super().append(topic, partition, events)
+
+
+def test_what_the_log_will_never_take_is_counted_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        log = Choosy(LogFile(tmp_path / "log.sqlite", PARTITIONS))
+        ring = ring_to(tmp_path / "log.sock", settings(block_ms=60_000))
+        refused = [answer(data=bytes(11_000)), answer("broken")]
+        for one in (answer(), refused[0], answer(), refused[1], answer()):
+            offer(ring, one)
+            ring.flush()  # blocks of their own
+        receiver = Receiver(log)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        assert await ring.close(10) == 0
+        assert ring.counts["refused"] == 2
+        assert ring.counts["dropped"] == ring.counts["resent"] == 0
+        predictions, _ = await logged(log)
+        assert len(predictions) == 3
+        assert not {one.id for one in predictions} & set(ids(refused))
         await receiver.stop()
         await log.close()
 
