@@ -10,7 +10,7 @@ from gateway.feedback.ring import Ring
 from gateway.serving.exchange import Exchange
 from gateway.serving.pending import Pending
 from gateway.serving.queues import VersionQueue
-from gateway.serving.routing import NO_CONTEXT, Choice, Context, Tally
+from gateway.serving.routing import NO_CONTEXT, Choice, Tally
 from gateway.serving.rows import BatchRows
 from gateway.traffic.table import Role
 
@@ -51,17 +51,21 @@ class AnswerLog:
             policy = "version" if plan.asked_version else "none"
             choice = _alone(plan.model, plan.entry.version, policy)
         id_field = exchange.id_field
-        self._take(
-            exchange,
-            rows,
-            start,
+        admitted_ns = exchange.admitted_ns
+        outputs, nbytes = _cut(rows, start, exchange.rows)
+        answer = (
             name,
             plan.model,
-            plan.queue,
+            admitted_ns,
+            (self._now() - admitted_ns) // 1000,
+            exchange.rows,
             choice,
             exchange.context,
+            rows.layout or _layout(rows, plan.queue),
+            outputs,
             id_field[2:] if len(id_field) <= _MAX_ID_FIELD else b"",
         )
+        self._offer(answer, nbytes)
 
     def shadowed(  # noqa: PLR0917 - keywords cost time
         self,
@@ -74,53 +78,37 @@ class AnswerLog:
         choice: Choice,
     ) -> None:
         """Take a shadow's answer to a copy of a prediction's request."""
-        self._take(copy, rows, start, name, model, queue, choice, NO_CONTEXT, b"")
-
-    def _take(  # noqa: PLR0917 - keywords cost time
-        self,
-        pending: Pending,
-        rows: BatchRows,
-        start: int,
-        name: bytes,
-        model: str,
-        queue: VersionQueue,
-        choice: Choice,
-        context: Context,
-        request_id: bytes,
-    ) -> None:
-        count = pending.rows
-        plain = rows.plain
-        if plain is None:
-            tensors = rows.cut(start, start + count)
-            outputs = [bytes(tensor.data) for tensor in tensors]
-            nbytes = sum(map(len, outputs))
-        elif len(plain) == 1:  # mostly
-            data, size = plain[0]
-            nbytes = count * size
-            start *= size
-            outputs = [bytes(data[start : start + nbytes])]
-        else:
-            outputs = [
-                bytes(data[start * size : (start + count) * size])
-                for data, size in plain
-            ]
-            nbytes = sum(map(len, outputs))
-        admitted_ns = pending.admitted_ns
-        self._offer(
-            (
-                name,
-                model,
-                admitted_ns,
-                (self._now() - admitted_ns) // 1000,
-                count,
-                choice,
-                context,
-                rows.layout or _layout(rows, queue),
-                outputs,
-                request_id,
-            ),
-            nbytes,
+        admitted_ns = copy.admitted_ns
+        outputs, nbytes = _cut(rows, start, copy.rows)
+        answer = (
+            name,
+            model,
+            admitted_ns,
+            (self._now() - admitted_ns) // 1000,
+            copy.rows,
+            choice,
+            NO_CONTEXT,
+            rows.layout or _layout(rows, queue),
+            outputs,
+            b"",
         )
+        self._offer(answer, nbytes)
+
+
+def _cut(rows: BatchRows, start: int, count: int) -> tuple[list[bytes], int]:
+    """Return `count` rows from `start` on of every output, and how long they are."""
+    plain = rows.plain
+    if plain is None:
+        outputs = [bytes(tensor.data) for tensor in rows.cut(start, start + count)]
+    elif len(plain) == 1:  # mostly
+        data, size = plain[0]
+        nbytes = count * size
+        start *= size
+        return [data[start : start + nbytes].tobytes()], nbytes
+    else:
+        end = start + count
+        outputs = [bytes(data[start * size : end * size]) for data, size in plain]
+    return outputs, sum(map(len, outputs))
 
 
 def _layout(rows: BatchRows, queue: VersionQueue) -> Layout:
