@@ -41,7 +41,7 @@ def objects(stored: Stored, values: Values = nested) -> Iterator[dict[str, Any]]
     try:
         if stored.topic == PREDICTIONS:
             # Decoded before the first is yielded: a bad block is an error as a whole.
-            for prediction in blocks.decode(event.value or b"").predictions:
+            for prediction in blocks.decode(event.value or b""):
                 yield place | _prediction(prediction, values)
         elif stored.topic == LABELS:
             yield place | _label(cloudevents.decode(event, _ANY_SIZE))

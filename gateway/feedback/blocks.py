@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gateway.feedback.types import Alias, Named, Prediction, Tensor
+from gateway.feedback.types import Prediction, Tensor
 from gateway.protocol import records_pb2 as pb
 
 ID_BYTES = 16
@@ -108,36 +108,21 @@ Offered = tuple[
 """An `Answer`, or the same as a plain tuple, which is made in a fifth of the time."""
 
 
-class Decoded(NamedTuple):
-    """What a block holds."""
-
-    predictions: list[Prediction]
-    names: list[Named]
-
-
 def id_of(name: bytes) -> bytes:
     """Return the 16 bytes of an id of 36 characters; of many, joined, all theirs."""
     return bytes.fromhex(name.decode("ascii").replace("-", ""))
 
 
-def encode(
-    answers: Sequence[Offered], names: Sequence[Named] = (), epoch_ns: int = 0
-) -> bytes:
-    """Return the block of some predictions, and of clients' names of others.
+def encode(answers: Sequence[Offered], epoch_ns: int = 0) -> bytes:
+    """Return the block of some predictions.
 
     Args:
         answers: The predictions.
-        names: Given by clients; those that belong in the same partition.
         epoch_ns: Unix time at which the answers' clock was 0.
     """
     block = pb.Block()
     if answers:
         _encode_answers(block, answers, epoch_ns)
-    if names:
-        block.aliases.ids = b"".join([named.prediction_id for named in names])
-        block.aliases.tenants.extend([named.alias.tenant for named in names])
-        block.aliases.models.extend([named.alias.model for named in names])
-        block.aliases.request_ids.extend([named.alias.request_id for named in names])
     return block.SerializeToString()
 
 
@@ -234,7 +219,7 @@ def _coded(
 # -- and back ------------------------------------------------------------------------
 
 
-def decode(value: bytes) -> Decoded:
+def decode(value: bytes) -> list[Prediction]:
     """Return what a block holds.
 
     Raises:
@@ -244,7 +229,7 @@ def decode(value: bytes) -> Decoded:
         block = pb.Block.FromString(value)
     except DecodeError as error:
         raise BadBlock(f"this is no block of predictions: {error}") from None
-    return Decoded(_predictions(block), _names(block.aliases))
+    return _predictions(block)
 
 
 def predictions_in(value: bytes) -> int:
@@ -331,17 +316,6 @@ def _outputs(
             tensors.append(Tensor(name, datatype, (rows_of, *shape), data[start:end]))
             start = end
         yield tuple(tensors)
-
-
-def _names(aliases: pb.Aliases) -> list[Named]:
-    ids = _ids(aliases.ids)
-    columns = (aliases.tenants, aliases.models, aliases.request_ids)
-    if any(len(column) != len(ids) for column in columns):
-        raise BadBlock(f"columns of aliases are not {len(ids)} long as their ids are")
-    return [
-        Named(Alias(*alias), id_)
-        for alias, id_ in zip(zip(*columns, strict=True), ids, strict=True)
-    ]
 
 
 def _column(name: str, values: Sequence[_T], count: int) -> list[_T]:

@@ -183,7 +183,7 @@ class Joiner:
             label = cloudevents.decode(stored.event, self._config.max_label_bytes)
             return stored, label
         try:
-            return stored, blocks.decode(stored.event.value or b"").predictions
+            return stored, blocks.decode(stored.event.value or b"")
         except blocks.BadBlock as error:
             raise cloudevents.Rejected(Reason.UNREADABLE, str(error)) from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,10 +19,9 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from gateway.feedback.blocks import Offered, encode, id_of
+from gateway.feedback.blocks import Offered, encode
 from gateway.feedback.frames import ACKNOWLEDGED, FRAME, WRITER_BYTES
-from gateway.feedback.partition import murmur2, partitions_of
-from gateway.feedback.types import Alias, Named
+from gateway.feedback.partition import murmur2
 from gateway.feedback_config import FeedbackConfig
 
 _OPEN_BYTES = 256 << 10
@@ -63,8 +62,6 @@ class Ring:
         self._path = str(path)
         self._now = now_ns
         self._block_rows = config.block_rows
-        models = config.models.values()
-        self._named = any(one.by_request_id for one in (config.default, *models))
         self.writer = os.urandom(WRITER_BYTES)
         self.counts: Counter[str] = Counter()
         self.unacknowledged = 0
@@ -106,28 +103,10 @@ class Ring:
         self.counts["offered"] += len(answers)
         epoch_ns = time.time_ns() - self._now()
         shares = _shared(answers, self._config.partitions)
-        names: defaultdict[int, list[Named]] = defaultdict(list)
-        if self._named:
-            for place, named in self._names(answers):
-                names[place].append(named)
         for place, some in enumerate(shares):
-            if some or place in names:
-                self._keep(place, len(some), encode(some, names[place], epoch_ns))
+            if some:
+                self._keep(place, len(some), encode(some, epoch_ns))
         self._send()
-
-    def _names(self, answers: Sequence[Offered]) -> list[tuple[int, Named]]:
-        """Return clients' own names, where models are labelled by them, and places."""
-        models, default = self._config.models, self._config.default
-        named = [
-            Named(Alias("", model, request_id.decode()), id_of(name))
-            for name, model, _, _, _, choice, _, _, _, request_id in answers
-            if request_id
-            and choice.role != "shadow"
-            and models.get(model, default).by_request_id
-        ]
-        keys = ["/".join(each.alias).encode() for each in named]
-        places = partitions_of(keys, self._config.partitions)
-        return list(zip(places, named, strict=True))
 
     def _keep(self, place: int, records: int, block: bytes) -> None:
         if self._kept_bytes + len(block) > self._config.ring_bytes:

@@ -93,18 +93,6 @@ class Alias(NamedTuple):
     request_id: str
 
 
-class Named(NamedTuple):
-    """A client's own name of a prediction.
-
-    Attributes:
-        alias: The name.
-        prediction_id: 16 bytes.
-    """
-
-    alias: Alias
-    prediction_id: bytes
-
-
 class Label(NamedTuple):
     """One ground-truth event.
 

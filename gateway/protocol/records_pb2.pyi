@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Block(_message.Message):
-    __slots__ = ("ids", "after_ms", "latency_us", "rows", "origins", "origin", "units", "buckets", "segments", "segment", "request_ids", "layouts", "layout", "data", "sizes", "aliases")
+    __slots__ = ("ids", "after_ms", "latency_us", "rows", "origins", "origin", "units", "buckets", "segments", "segment", "request_ids", "layouts", "layout", "data", "sizes")
     IDS_FIELD_NUMBER: _ClassVar[int]
     AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
@@ -23,7 +23,6 @@ class Block(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
-    ALIASES_FIELD_NUMBER: _ClassVar[int]
     ids: bytes
     after_ms: _containers.RepeatedScalarFieldContainer[int]
     latency_us: _containers.RepeatedScalarFieldContainer[int]
@@ -39,8 +38,7 @@ class Block(_message.Message):
     layout: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
     sizes: _containers.RepeatedScalarFieldContainer[int]
-    aliases: Aliases
-    def __init__(self, ids: _Optional[bytes] = ..., after_ms: _Optional[_Iterable[int]] = ..., latency_us: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., origins: _Optional[_Iterable[_Union[Origin, _Mapping]]] = ..., origin: _Optional[_Iterable[int]] = ..., units: _Optional[_Iterable[str]] = ..., buckets: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segments, _Mapping]]] = ..., segment: _Optional[_Iterable[int]] = ..., request_ids: _Optional[_Iterable[str]] = ..., layouts: _Optional[_Iterable[_Union[Layout, _Mapping]]] = ..., layout: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Union[Aliases, _Mapping]] = ...) -> None: ...
+    def __init__(self, ids: _Optional[bytes] = ..., after_ms: _Optional[_Iterable[int]] = ..., latency_us: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., origins: _Optional[_Iterable[_Union[Origin, _Mapping]]] = ..., origin: _Optional[_Iterable[int]] = ..., units: _Optional[_Iterable[str]] = ..., buckets: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segments, _Mapping]]] = ..., segment: _Optional[_Iterable[int]] = ..., request_ids: _Optional[_Iterable[str]] = ..., layouts: _Optional[_Iterable[_Union[Layout, _Mapping]]] = ..., layout: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Origin(_message.Message):
     __slots__ = ("model", "version", "role", "policy", "propensity", "revision", "snapshot")
@@ -81,15 +79,3 @@ class Layout(_message.Message):
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
-
-class Aliases(_message.Message):
-    __slots__ = ("ids", "tenants", "models", "request_ids")
-    IDS_FIELD_NUMBER: _ClassVar[int]
-    TENANTS_FIELD_NUMBER: _ClassVar[int]
-    MODELS_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
-    ids: bytes
-    tenants: _containers.RepeatedScalarFieldContainer[str]
-    models: _containers.RepeatedScalarFieldContainer[str]
-    request_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, ids: _Optional[bytes] = ..., tenants: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., request_ids: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -181,10 +181,10 @@ def _logged(counts: dict[str, int]) -> Iterator[Metric]:
     predictions = CounterMetricFamily(
         "baton_log_predictions",
         "Predictions on the way to the event log: offered, dropped by a full ring, "
-        "stripped of outputs too large",
+        "stripped of outputs too large, refused by the log for good",
         labels=["outcome"],
     )
-    for outcome in ("offered", "dropped", "stripped"):
+    for outcome in ("offered", "dropped", "stripped", "refused"):
         predictions.add_metric([outcome], counts.get(outcome, 0))
     blocks = CounterMetricFamily(
         "baton_log_blocks", "Blocks of predictions: made, sent again", labels=["kind"]

@@ -21,7 +21,7 @@ from gateway.feedback.blocks import (
     encode,
     id_of,
 )
-from gateway.feedback.types import Alias, Named, Prediction, Tensor
+from gateway.feedback.types import Prediction, Tensor
 from gateway.protocol import records_pb2 as pb
 
 
@@ -83,14 +83,6 @@ def answers(draw: st.DrawFn) -> list[Answer]:
     return out
 
 
-NAMES = st.lists(
-    st.builds(
-        Named, st.builds(Alias, TEXT, TEXT, TEXT), st.binary(min_size=16, max_size=16)
-    ),
-    max_size=3,
-)
-
-
 def expected(answer: Answer) -> Prediction:
     choice = answer.choice
     return Prediction(
@@ -116,11 +108,10 @@ def expected(answer: Answer) -> Prediction:
     )
 
 
-@given(answers(), NAMES)
-def test_what_goes_in_comes_out(given_: list[Answer], names: list[Named]) -> None:
-    decoded = decode(encode(given_, names, EPOCH_NS))
-    assert decoded.predictions == [expected(answer) for answer in given_]
-    assert decoded.names == names
+@given(answers())
+def test_what_goes_in_comes_out(given_: list[Answer]) -> None:
+    decoded = decode(encode(given_, EPOCH_NS))
+    assert decoded == [expected(answer) for answer in given_]
 
 
 @given(st.binary(max_size=200))
@@ -158,7 +149,7 @@ def _one(data: bytes = b"\0" * 4) -> Answer:
 
 
 def test_a_number_that_is_none_stays_it() -> None:
-    (prediction,) = decode(encode([_one(struct.pack("<f", math.nan))])).predictions
+    (prediction,) = decode(encode([_one(struct.pack("<f", math.nan))]))
     assert math.isnan(struct.unpack("<f", prediction.outputs[0].data)[0])
 
 
@@ -194,7 +185,7 @@ def test_a_column_may_be_left_out_and_not_too_short(column: str) -> None:
     with pytest.raises(BadBlock, match=f"column {column} has 1"):
         decode(block.SerializeToString())
     block.ClearField(column)
-    predictions = decode(block.SerializeToString()).predictions
+    predictions = decode(block.SerializeToString())
     assert [(p.unit, p.bucket, p.request_id) for p in predictions] == [
         (
             "" if column == "units" else "user",

@@ -164,7 +164,7 @@ def cohorts(served: Served) -> dict[str, int]:
     for partition in range(PARTITIONS):
         assert log.read(Place(DEAD_LETTERS, partition), 0, 1) == []
         for stored in log.read(Place(PREDICTIONS, partition), 0, 1_000_000):
-            for one in decode(stored.event.value or b"").predictions:
+            for one in decode(stored.event.value or b""):
                 found[str(UUID(bytes=one.id))] = one.time_ms // 1000 * 1000
     log.close()
     return found

@@ -202,7 +202,7 @@ async def test_what_cannot_be_used_is_a_dead_letter_and_the_rest_goes_on(
         "invalid",
     ]
     assert said_of[LABELS, where, 0].event.value == b"{"
-    orphan = said_of[LABELS, elsewhere, 5 if elsewhere == where else 0]
+    orphan = said_of[LABELS, elsewhere, 6 if elsewhere == where else 0]
     assert orphan.reason == "orphan"
     assert "murmur2_random" in orphan.detail
     (block_,) = [one for one in found if one.topic == PREDICTIONS]

@@ -34,9 +34,7 @@ def logged(state: Path) -> list[Prediction]:
         for stored in log.read(Place(PREDICTIONS, partition), 0, 10_000):
             blocks[dict(stored.event.headers)[BLOCK_HEADER]] = stored.event.value
     log.close()
-    return [
-        one for block in blocks.values() for one in decode(block or b"").predictions
-    ]
+    return [one for block in blocks.values() for one in decode(block or b"")]
 
 
 def test_every_answer_is_logged_with_its_outputs(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from gateway.feedback.log_file import LogFile
 from gateway.feedback.partition import partition_of
 from gateway.feedback.receiver import Receiver
 from gateway.feedback.ring import Ring
-from gateway.feedback.types import Event, Named, Prediction
+from gateway.feedback.types import Event, Prediction
 from gateway.feedback_config import FeedbackConfig
 from gateway.transport.sockets import bind_unix
 
@@ -89,9 +89,10 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def logged(log: EmbeddedLog) -> tuple[list[Prediction], list[Named]]:
+async def logged(log: EmbeddedLog) -> list[Prediction]:
     """Return what the log has, each block once."""
-    predictions, names, seen = [], [], set()
+    found: list[Prediction] = []
+    seen = set()
     for partition in range(PARTITIONS):
         for stored in await log.read(PREDICTIONS, partition, 0, 10_000):
             mark = dict(stored.event.headers)[BLOCK_HEADER]
@@ -99,12 +100,11 @@ async def logged(log: EmbeddedLog) -> tuple[list[Prediction], list[Named]]:
                 continue
             seen.add(mark)
             decoded = decode(stored.event.value or b"")
-            for each in decoded.predictions:
+            for each in decoded:
                 name = str(uuid.UUID(bytes=each.id)).encode()
                 assert partition_of(name, PARTITIONS) == partition
-            predictions += decoded.predictions
-            names += decoded.names
-    return predictions, names
+            found += decoded
+    return found
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
@@ -132,7 +132,7 @@ def test_what_is_offered_is_logged(tmp_path: Path) -> None:
         # The last five wait for company, and no longer than they may.
         await until(lambda: ring.counts["offered"] == 101)
         await until(lambda: ring.unacknowledged == 0)
-        predictions, _ = await logged(log)
+        predictions = await logged(log)
         assert sorted(one.id for one in predictions) == ids(given)
         assert ring.counts["dropped"] == 0
         assert await ring.close(5) == 0
@@ -150,7 +150,7 @@ def test_closing_sends_what_is_left(tmp_path: Path) -> None:
         ring = ring_to(tmp_path / "log.sock", settings(block_ms=60_000))
         offer(ring, answer())
         assert await ring.close(10) == 0
-        predictions, _ = await logged(log)
+        predictions = await logged(log)
         assert len(predictions) == 1
         await receiver.stop()
         await log.close()
@@ -182,7 +182,7 @@ def test_a_receiver_that_comes_back_misses_nothing(tmp_path: Path) -> None:
         for one in given[300:]:
             offer(ring, one)
         await until(lambda: not ring.unacknowledged and ring.counts["offered"] == 400)
-        predictions, _ = await logged(log)
+        predictions = await logged(log)
         assert sorted(one.id for one in predictions) == ids(given)
         assert ring.counts["resent"] > 0
         assert ring.counts["dropped"] == 0
@@ -245,7 +245,7 @@ def test_a_log_that_refuses_is_asked_again(tmp_path: Path) -> None:
             offer(ring, one)
         assert await ring.close(10) == 0
         assert not held.refuse
-        predictions, _ = await logged(log)
+        predictions = await logged(log)
         assert sorted(one.id for one in predictions) == ids(given)
         await receiver.stop()
         await log.close()
@@ -280,7 +280,7 @@ def test_what_the_log_will_never_take_is_counted_and_the_rest_goes_on(
         assert await ring.close(10) == 0
         assert ring.counts["refused"] == 2
         assert ring.counts["dropped"] == ring.counts["resent"] == 0
-        predictions, _ = await logged(log)
+        predictions = await logged(log)
         assert len(predictions) == 3
         assert not {one.id for one in predictions} & set(ids(refused))
         await receiver.stop()
@@ -312,7 +312,7 @@ def test_a_slow_log_costs_memory_up_to_the_bound_and_then_blocks(
         assert ring.counts["bytes"] <= 200_000
         held.open.set()
         assert await ring.close(10) == 0
-        predictions, _ = await logged(log)
+        predictions = await logged(log)
         assert len(predictions) == 1600 - dropped
         assert {one.id for one in predictions} <= set(ids(given))
         await receiver.stop()
@@ -340,39 +340,9 @@ def test_outputs_too_large_for_a_block_stay_behind(tmp_path: Path) -> None:
         ring = ring_to(tmp_path / "log.sock", settings())
         offer(ring, answer(data=bytes(1 << 20)))
         assert await ring.close(10) == 0
-        ((prediction,), _) = await logged(log)
+        (prediction,) = await logged(log)
         assert prediction.outputs == ()
         assert ring.counts["stripped"] == 1
-        await receiver.stop()
-        await log.close()
-
-    run(work)
-
-
-def test_clients_names_go_where_they_belong(tmp_path: Path) -> None:
-    async def work() -> None:
-        log = open_log(tmp_path)
-        receiver = Receiver(log)
-        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
-        models = {"named": JoinConfig(by_request_id=True)}
-        ring = ring_to(tmp_path / "log.sock", settings(models=models))
-        given = [answer("named", f"r{number}") for number in range(20)]
-        for one in (*given, answer("other", "r"), answer("named")):
-            offer(ring, one)
-        assert await ring.close(10) == 0
-        _, names = await logged(log)
-        assert sorted(
-            (each.alias.model, each.alias.request_id, each.prediction_id)
-            for each in names
-        ) == sorted(
-            (one.model, one.request_id.decode(), uuid.UUID(one.name.decode()).bytes)
-            for one in given
-        )
-        for partition in range(PARTITIONS):
-            for stored in await log.read(PREDICTIONS, partition, 0, 100):
-                for each in decode(stored.event.value or b"").names:
-                    key = f"/named/{each.alias.request_id}".encode()
-                    assert partition_of(key, PARTITIONS) == partition
         await receiver.stop()
         await log.close()
 
