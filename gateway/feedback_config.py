@@ -102,7 +102,8 @@ class JoinConfig(BaseModel):
     """Rows are counted by the time of their prediction, in steps of this."""
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the champion's predictions that are joined, by a hash of the id, with
-    the others' weight; explored and shadow predictions always are."""
+    the others' weight; explored and shadow predictions always are, and those that
+    their policy was unlikely to choose (a propensity below 0.5)."""
     dangling_ttl_s: Annotated[int, Field(ge=120)] = 600
     """How long a label waits for its prediction."""
 

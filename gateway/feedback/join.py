@@ -18,14 +18,14 @@ takes it back (-1) and emits it again (+1) in the same cohort.
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.feedback.label_state import Known, Verdict, fold, misfit
 from gateway.feedback.rows import row_of
+from gateway.feedback.sample import is_joined, share_of
 from gateway.feedback.types import (
     DeadLetter,
     Label,
@@ -39,6 +39,8 @@ from gateway.feedback.types import (
 )
 from gateway.feedback_config import FeedbackConfig, JoinConfig
 
+Answers = dict[tuple[int, str], Prediction]
+"""By version and role."""
 RowKey = tuple[int, str, int]
 """Version, role and row."""
 
@@ -57,7 +59,7 @@ class Pending:
     Attributes:
         model: Of the request, as are `time_ms` and `rows`.
         arrived_ms: When the log took in the first of its predictions.
-        answers: By version and role, of those that are joined.
+        load: Gives the answers there are so far; most labels never ask for them.
         labels: By row and name.
         activated: Somebody acted upon the answer.
         closed: Its window is; its rows are emitted.
@@ -68,11 +70,19 @@ class Pending:
     time_ms: int
     rows: int
     arrived_ms: int
-    answers: dict[tuple[int, str], Prediction] = field(default_factory=dict)
+    load: Callable[[], Answers] = dict
     labels: dict[tuple[int, str], Known] = field(default_factory=dict)
     activated: bool = False
     closed: bool = False
     revisions: dict[RowKey, int] = field(default_factory=dict)
+    _answers: Answers | None = None
+
+    @property
+    def answers(self) -> Answers:
+        """Those that are joined."""
+        if self._answers is None:
+            self._answers = self.load()
+        return self._answers
 
 
 @dataclass(slots=True)
@@ -84,12 +94,14 @@ class WorkingSet:
         dangling: Labels without a prediction, in order, by prediction id.
         held: How many labels are dangling in the whole partition.
         changed: Ids whose state is not what it was.
+        answered: Those of them that are new or have an answer more.
     """
 
     pending: dict[bytes, Pending] = field(default_factory=dict)
     dangling: dict[bytes, list[Held]] = field(default_factory=dict)
     held: int = 0
     changed: set[bytes] = field(default_factory=set)
+    answered: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -117,6 +129,7 @@ class Join:
 
     def __init__(self, config: FeedbackConfig, state: WorkingSet) -> None:
         self._config = config
+        self._models, self._default = config.models, config.default
         self._state = state
         models = (config.default, *config.models.values())
         self._shortest_ms = min(horizon_ms(model) for model in models)
@@ -125,7 +138,7 @@ class Join:
 
     def settings(self, model: str) -> JoinConfig:
         """Return the settings of a model."""
-        return self._config.models.get(model, self._config.default)
+        return self._models.get(model, self._default)
 
     def due_ms(self, pending: Pending) -> int:
         """Return when the watermark closes a request, or has it forgotten."""
@@ -153,12 +166,13 @@ class Join:
             counts["predictions_again"] += 1
             return
         self._state.changed.add(prediction.id)
+        self._state.answered.add(prediction.id)
         # What is not in the sample stays known, or its labels would be orphans.
         if is_joined(prediction, settings):
             before = self._emitted(prediction.id, pending)
             pending.answers[key] = prediction
             self._settle(pending, before, self._emitted(prediction.id, pending))
-        if new:
+        if new and self._state.held:
             held = self._state.dangling.pop(prediction.id, ())
             self._state.held -= len(held)
             for each in held:
@@ -240,6 +254,9 @@ class Join:
             if not pending.closed:
                 self._close(label.prediction_id, pending)
             self.effects.counts["corrections"] += 1
+        if not pending.closed:
+            self._apply(held, pending, settings)
+            return
         before = self._emitted(label.prediction_id, pending)
         self._apply(held, pending, settings)
         self._settle(pending, before, self._emitted(label.prediction_id, pending))
@@ -262,7 +279,7 @@ class Join:
     def _close(self, key: bytes, pending: Pending) -> None:
         pending.closed = True
         self._state.changed.add(key)
-        self._settle(pending, {}, self._emitted(key, pending))
+        self.effects.outcomes.extend(self._emitted(key, pending).values())
 
     def _emitted(self, key: bytes, pending: Pending) -> dict[RowKey, Outcome]:
         """Return the rows of a request as they are emitted with what is known."""
@@ -306,13 +323,6 @@ def horizon_ms(settings: JoinConfig) -> int:
     return (settings.window_s + settings.lateness_s) * 1000
 
 
-def is_joined(prediction: Prediction, settings: JoinConfig) -> bool:
-    """Tell whether a prediction is in the sample, by a hash of its id."""
-    if prediction.role != "champion" or settings.sample >= 1:
-        return True
-    return zlib.crc32(prediction.id) < settings.sample * 2**32
-
-
 def rows_of(
     key: bytes, pending: Pending, settings: JoinConfig
 ) -> dict[RowKey, Outcome]:
@@ -323,7 +333,6 @@ def rows_of(
     for row in range(pending.rows):
         labels, label_ms, weight, status = _labels(pending, row, settings)
         for (version, role), answer in sorted(pending.answers.items()):
-            share = settings.sample if role == "champion" else 1.0
             at = (version, role, row)
             output: tuple[Tensor, ...] = tuple(
                 row_of(tensor, row) for tensor in answer.outputs
@@ -347,7 +356,7 @@ def rows_of(
                 labels,
                 label_ms,
                 status,
-                weight / share,
+                weight / share_of(answer, settings),
                 1,
                 pending.revisions.get(at, 0),
                 provisional=False,

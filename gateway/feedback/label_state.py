@@ -47,6 +47,8 @@ class Verdict(StrEnum):
     REJECTED = "rejected"
     FULL = "full"
 
+    __hash__ = str.__hash__  # an enum's own is in Python; each event is counted
+
 
 def fold(old: Known | None, label: Label, conflict: str) -> tuple[Known, Verdict]:
     """Return a label after another event, and what became of the event.

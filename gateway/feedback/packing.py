@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from gateway.feedback.join import Held, Pending
+from gateway.feedback.join import Answers, Held, Pending
 from gateway.feedback.label_state import Known
 from gateway.feedback.types import (
     Alias,
@@ -22,8 +23,9 @@ from gateway.feedback.types import (
     Tensor,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Of everything in here; it also changes with the order of fields in `types`."""
+_OUTPUT, _STATUS = map(Outcome._fields.index, ("output", "status"))
 Head = tuple[Any, ...]
 """What predictions have in common: strings, numbers, and the form of the outputs."""
 
@@ -51,49 +53,89 @@ def head_from(packed: bytes) -> Head:
     return head
 
 
-def pack_pending(pending: Pending, number_of: Callable[[Head], int]) -> bytes:
-    """Return a request as bytes; `number_of` gives the number of a head."""
-    answers = []
-    for one in pending.answers.values():
-        outputs = tuple((t.name, t.datatype, t.shape) for t in one.outputs)
-        head = (one.version, one.role, one.policy, one.revision, one.snapshot,
-                one.segments, outputs)  # fmt: skip
-        data = tuple(tensor.data for tensor in one.outputs)
-        answers.append((number_of(head), one.propensity, one.unit, one.bucket, data))
-    labels = tuple((at, tuple(known)) for at, known in pending.labels.items())
-    # Names are told apart by the head: most requests have no label yet.
+def pack_answers(answers: Answers, number_of: Callable[[Head], int]) -> bytes:
+    """Return answers as bytes; `number_of` gives the number of a head."""
+    # What changes from one request to the next is no part of the head.
     return marshal.dumps(
-        (
-            number_of((pending.model, pending.rows)),
-            pending.time_ms,
-            pending.arrived_ms - pending.time_ms,
-            pending.activated | pending.closed << 1,
-            tuple(answers),
-            labels,
-            tuple(pending.revisions.items()),
-        ),
+        [
+            (
+                number_of((one.version, one.role, one.policy, one.segments,
+                           tuple([tensor[:3] for tensor in one.outputs]))),
+                one.propensity, one.revision, one.snapshot, one.unit, one.bucket,
+                *[tensor.data for tensor in one.outputs],
+            )
+            for one in answers.values()
+        ],
         2,
+    )  # fmt: skip
+
+
+def heads_in(packed: bytes) -> Iterator[int]:
+    """Return the numbers of the heads that `pack_answers` was given."""
+    return (answer[0] for answer in _load(packed))
+
+
+def pack_labels(pending: Pending) -> bytes | None:
+    """Return labels and revisions as bytes; most requests have none."""
+    if not pending.labels and not pending.revisions:
+        return None
+    labels = [(at, known[:]) for at, known in pending.labels.items()]
+    return marshal.dumps((labels, pending.revisions), 2)
+
+
+def pack_pending(
+    key: bytes, due_ms: int, pending: Pending, number_of: Callable[[Head], int]
+) -> tuple[object, ...]:
+    """Return the columns of a request; `number_of` gives the number of a head."""
+    return (
+        key,
+        due_ms,
+        number_of((pending.model, pending.rows)),
+        pending.time_ms,
+        pending.arrived_ms - pending.time_ms,
+        flags_of(pending),
+        pack_answers(pending.answers, number_of),
+        pack_labels(pending),
     )
 
 
-def pending_from(key: bytes, packed: bytes, heads: Mapping[int, Head]) -> Pending:
-    """Return what `pack_pending` was given."""
-    number, time_ms, delay_ms, flags, answers, labels, revisions = _load(packed)
+def flags_of(pending: Pending) -> int:
+    """Return what is true of a request, as bits."""
+    return pending.activated | pending.closed << 1
+
+
+def pending_from(columns: Sequence[Any], heads: Mapping[int, Head]) -> Pending:
+    """Return what `pack_pending` was given; its answers are read when asked for."""
+    key, _, number, time_ms, delay_ms, flags, answers, packed = columns
     model, rows = heads[number]
-    found = Pending(model, time_ms, rows, time_ms + delay_ms)
+    load = partial(_answers_from, answers, heads, (key, time_ms, model, rows))
+    found = Pending(model, time_ms, rows, time_ms + delay_ms, load)
     found.activated, found.closed = bool(flags & 1), bool(flags & 2)
-    for number, propensity, unit, bucket, data in answers:
-        version, role, policy, revision, snapshot, segments, forms = heads[number]
+    if packed is not None:
+        labels, found.revisions = _load(packed)
+        found.labels = {at: Known(*known) for at, known in labels}
+    return found
+
+
+def _answers_from(
+    packed: bytes,
+    heads: Mapping[int, Head],
+    request: tuple[bytes, int, str, int],
+) -> Answers:
+    key, time_ms, model, rows = request
+    found = {}
+    for number, propensity, revision, snapshot, unit, bucket, *data in _load(packed):
+        version, role, policy, segments, forms = heads[number]
         outputs = tuple(
-            Tensor(name, datatype, shape, each)
-            for (name, datatype, shape), each in zip(forms, data, strict=True)
+            [
+                Tensor(name, datatype, shape, each)
+                for (name, datatype, shape), each in zip(forms, data, strict=True)
+            ]
         )
-        found.answers[version, role] = Prediction(
+        found[version, role] = Prediction(
             key, time_ms, model, version, role, policy, propensity, revision,
             snapshot, unit, bucket, segments, rows, outputs, (), 0, "", "",
         )  # fmt: skip
-    found.labels = {at: Known(*known) for at, known in labels}
-    found.revisions = dict(revisions)
     return found
 
 
@@ -125,19 +167,22 @@ def dead_from(packed: bytes) -> DeadLetter:
     return DeadLetter(_stored(stored), Reason(reason), detail, first_ms, attempts)
 
 
-def pack_outcome(row: Outcome) -> bytes:
-    """Return an outcome as bytes."""
-    output = tuple(tensor[:] for tensor in row.output)
-    return marshal.dumps(
-        (*row[:14], output, *row[15:17], str(row.status), *row[18:]), 2
-    )
+def pack_outcomes(rows: Sequence[Outcome]) -> bytes:
+    """Return outcomes as bytes, by column: much of them is the same object."""
+    columns: list[Any] = list(zip(*rows, strict=True))
+    columns[_OUTPUT] = [[tensor[:] for tensor in output] for output in columns[_OUTPUT]]
+    columns[_STATUS] = [status.value for status in columns[_STATUS]]
+    return marshal.dumps(columns)
 
 
-def outcome_from(packed: bytes) -> Outcome:
-    """Return what `pack_outcome` was given."""
-    row = Outcome(*_load(packed))
-    output = tuple(Tensor(*tensor) for tensor in row.output)
-    return row._replace(output=output, status=Status(row.status))
+def outcomes_from(packed: bytes) -> Iterator[Outcome]:
+    """Return what `pack_outcomes` was given."""
+    columns = _load(packed)
+    columns[_OUTPUT] = [
+        tuple(Tensor(*tensor) for tensor in output) for output in columns[_OUTPUT]
+    ]
+    columns[_STATUS] = map(Status, columns[_STATUS])
+    return map(Outcome, *columns)
 
 
 def _stored(plain: Any) -> Stored:  # noqa: ANN401

@@ -18,8 +18,8 @@ _LENGTH = struct.Struct("<I")
 def row_of(tensor: Tensor, row: int) -> Tensor:
     """Return a row of a tensor; of a redacted one, its name and type."""
     shape = tensor.shape[1:]
-    if not tensor.data:
-        return tensor._replace(shape=shape)
+    if not tensor.data or tensor.shape[:1] == (1,):
+        return Tensor(tensor.name, tensor.datatype, shape, tensor.data)
     each = math.prod(shape)
     size = _SIZES.get(tensor.datatype)
     if size is not None:

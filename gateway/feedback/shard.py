@@ -5,58 +5,36 @@ outbox (dead letters to append). The offsets in here are the true ones: after a 
 reading goes on from them, and what was appended from the outbox but not struck off is
 appended once more.
 
-Layout: a pending request is one row, ``id -> due, packed``. What requests have in
-common (model, version, policy, segments, shapes, ...) is written once, in `heads`, so a
-row holds the number of a head, the bytes of the outputs and the labels. `packed` is
-Python's marshal of plain values: exact and fast; a file is only read by the release
-that wrote it (`SCHEMA`), anything else is set aside and made anew from the log.
+Layout: a pending request is one row. What requests have in common (model, version,
+policy, segments, shapes, ...) is written once, in `heads`, so a row holds the numbers
+of heads and the bytes of the outputs. Its labels are a column of their own: a label
+neither reads nor writes the answers. Outcomes lie in blocks. Blobs are Python's marshal
+of plain values: exact and fast; a file is only read by the release that wrote it
+(`packing.FORMAT`), anything else is set aside and made anew from the log.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gateway.feedback import packing
+from gateway.feedback import packing, shard_file
 from gateway.feedback.health import Gauges
 from gateway.feedback.join import Effects, Join, WorkingSet
 from gateway.feedback.log import LABELS, PREDICTIONS
 from gateway.feedback.types import DeadLetter, Label, Outcome, Prediction, Stored
 from gateway.feedback_config import FeedbackConfig
-from gateway.logs import get_logger
 
-_log = get_logger("join")
-
-SCHEMA = packing.FORMAT
-_APPLICATION = 0x4261746A
-"""SQLite's ``application_id``: "Batj"."""
-_TABLES = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE heads (number INTEGER PRIMARY KEY, packed BLOB NOT NULL UNIQUE)",
-    """CREATE TABLE pending (
-        id BLOB PRIMARY KEY, due_ms INTEGER NOT NULL, packed BLOB NOT NULL
-    ) WITHOUT ROWID""",
-    "CREATE INDEX pending_due ON pending (due_ms)",
-    """CREATE TABLE dangling (
-        id BLOB PRIMARY KEY, due_ms INTEGER NOT NULL, packed BLOB NOT NULL
-    ) WITHOUT ROWID""",
-    "CREATE INDEX dangling_due ON dangling (due_ms)",
-    "CREATE TABLE outcomes (number INTEGER PRIMARY KEY AUTOINCREMENT, packed BLOB)",
-    "CREATE TABLE outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, packed BLOB)",
-)
-_DUE = """
-    SELECT id FROM (SELECT id, due_ms FROM pending WHERE due_ms < ?1
-    UNION ALL SELECT id, due_ms FROM dangling WHERE due_ms < ?1)
-    ORDER BY due_ms, id LIMIT ?2
-"""
 _AT_ONCE = 5000
 """Requests that are closed or forgotten in one transaction."""
+_BLOCK = 500
+"""Outcomes that lie together."""
+_HEADS = 4096
+"""Heads from which on those that no pending request has are dropped."""
 Input = tuple[Stored, Sequence[Prediction] | Label | None]
 """An event and what it says; ``None`` where it could not be decoded."""
 
@@ -83,25 +61,17 @@ class Shard:
     Attributes:
         offsets: Next offset to read, by topic; none for a topic never read.
         counts: Labels by what became of them, since offset 0.
+        heads: What predictions have in common, by number.
     """
 
     def __init__(self, path: Path, partition: int, config: FeedbackConfig) -> None:
-        self._path, self._partition, self._config = path, partition, config
+        self._config = config
         self.offsets: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self._times: dict[str, int] = {}
         self._held = 0
-        try:
-            self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            aside = path.with_suffix(f".damaged-{time.time_ns()}")
-            for suffix in ("", "-wal", "-shm"):
-                if (beside := Path(f"{path}{suffix}")).exists():
-                    beside.rename(f"{aside}{suffix}")
-            _log.error("join_was_damaged", partition=partition, kept_at=str(aside))
-            self._db = self._open()
+        self._most_heads = _HEADS
+        self._db = shard_file.opened(path, partition)
         self._load()
 
     def apply(
@@ -149,6 +119,7 @@ class Shard:
             outcomes = effects.outcomes
         while more := self._expire():
             outcomes += more.outcomes
+        self._drop_heads()
         return outcomes
 
     def outbox(self, most: int = 1000) -> list[Dead]:
@@ -163,21 +134,27 @@ class Shard:
 
     def outcomes(self, after: int = 0, most: int = 1000) -> list[tuple[int, Outcome]]:
         """Return rows that were emitted, with their numbers, from beyond `after`."""
-        rows = self._db.execute(
-            "SELECT * FROM outcomes WHERE number > ? ORDER BY number LIMIT ?",
-            (after, most),
-        )
-        return [(number, packing.outcome_from(packed)) for number, packed in rows]
+        found: list[tuple[int, Outcome]] = []
+        for last, rows, packed in self._db.execute(
+            "SELECT * FROM outcomes WHERE last > ? ORDER BY last", (after,)
+        ):
+            numbered = enumerate(packing.outcomes_from(packed), last - rows + 1)
+            found += [each for each in numbered if each[0] > after]
+            if len(found) >= most:
+                break
+        return found[:most]
 
     def trim(self, most: int) -> None:
-        """Drop rows that were emitted, the oldest first, until `most` are left."""
-        (last,) = self._db.execute("SELECT max(number) FROM outcomes").fetchone()
-        (first,) = self._db.execute("SELECT min(number) FROM outcomes").fetchone()
-        if last is not None and first <= last - most:
+        """Drop rows that were emitted, the oldest first, to hardly more than `most`."""
+        oldest = self._last() - most
+        (first,) = self._db.execute("SELECT min(last) FROM outcomes").fetchone()
+        if first is not None and first <= oldest:
             with self._transaction():
-                self._db.execute(
-                    "DELETE FROM outcomes WHERE number <= ?", (last - most,)
-                )
+                self._db.execute("DELETE FROM outcomes WHERE last <= ?", (oldest,))
+
+    def _last(self) -> int:
+        (last,) = self._db.execute("SELECT max(last) FROM outcomes").fetchone()
+        return last or 0
 
     def gauges(self) -> Gauges:
         """Return what is kept; with millions of requests this takes a moment."""
@@ -226,10 +203,12 @@ class Shard:
 
     def _expire(self) -> Effects | None:
         watermark = min(self._times.get(topic, 0) for topic in (PREDICTIONS, LABELS))
-        found = self._db.execute(_DUE, (watermark, _AT_ONCE)).fetchall()
+        found = self._due("pending", watermark)
+        if self._held:
+            found = sorted(found + self._due("dangling", watermark))[:_AT_ONCE]
         if not found:
             return None
-        keys = [key for (key,) in found]
+        keys = [key for _, key in found]
         with self._transaction():
             self._working = self._state(keys)
             # Written back whatever becomes of them: with another configuration than
@@ -250,54 +229,88 @@ class Shard:
             counts[name] = counts.get(name, 0) + count
         return counts
 
+    def _due(self, table: str, watermark: int) -> list[tuple[int, bytes]]:
+        return self._db.execute(
+            f"SELECT due_ms, id FROM {table} WHERE due_ms < ? "  # noqa: S608
+            "ORDER BY due_ms, id LIMIT ?",
+            (watermark, _AT_ONCE),
+        ).fetchall()
+
     def _state(self, keys: Sequence[bytes] | None = None) -> WorkingSet:
-        state = WorkingSet(held=self._held)
-        for key, packed in self._rows("pending", keys):
-            state.pending[key] = packing.pending_from(key, packed, self._heads)
-        for key, packed in self._rows("dangling", keys):
-            state.dangling[key] = packing.held_from(packed)
+        state, self._dues = WorkingSet(held=self._held), {}
+        for row in self._rows("pending", keys):
+            state.pending[row[0]] = packing.pending_from(row, self.heads)
+            self._dues[row[0]] = row[1]
+        if self._held:
+            for key, _, packed in self._rows("dangling", keys):
+                state.dangling[key] = packing.held_from(packed)
         return state
 
-    def _rows(
-        self, table: str, keys: Sequence[bytes] | None
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def _rows(self, table: str, keys: Sequence[bytes] | None) -> Iterable[Any]:
         if keys is None:
-            yield from self._db.execute(f"SELECT id, packed FROM {table}")  # noqa: S608
-            return
+            return self._db.execute(f"SELECT * FROM {table}")  # noqa: S608
+        rows: list[Any] = []
         for start in range(0, len(keys), _AT_ONCE):
             some = keys[start : start + _AT_ONCE]
             marks = ",".join("?" * len(some))
-            yield from self._db.execute(
-                f"SELECT id, packed FROM {table} WHERE id IN ({marks})",  # noqa: S608
+            rows += self._db.execute(
+                f"SELECT * FROM {table} WHERE id IN ({marks})",  # noqa: S608
                 some,
-            )
+            ).fetchall()
+        return rows
+
+    def _write_pending(self, state: WorkingSet) -> None:
+        whole, moved, labelled, gone = [], [], [], []
+        for key in sorted(state.changed):
+            kept = state.pending.get(key)
+            if kept is None:
+                gone.append((key,))
+                continue
+            due_ms = self._join.due_ms(kept)
+            if key in state.answered:
+                whole.append(packing.pack_pending(key, due_ms, kept, self._head))
+                continue
+            known = (packing.flags_of(kept), packing.pack_labels(kept), key)
+            if due_ms == self._dues[key]:
+                labelled.append(known)  # and the index stays as it is
+            else:
+                moved.append((due_ms, *known))
+        for statement, rows in (
+            ("INSERT OR REPLACE INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?)", whole),
+            ("UPDATE pending SET flags = ?, labels = ? WHERE id = ?", labelled),
+            ("UPDATE pending SET due_ms = ?, flags = ?, labels = ? WHERE id = ?",
+             moved),
+            ("DELETE FROM pending WHERE id = ?", gone),
+        ):  # fmt: skip
+            self._db.executemany(statement, rows)
+
+    def _write_dangling(self, state: WorkingSet) -> None:
+        if not self._held and not state.held:
+            return
+        waiting, done = [], []
+        for key in sorted(state.changed):
+            if held := state.dangling.get(key):
+                due_ms = self._join.waits_until_ms(held[0])
+                waiting.append((key, due_ms, packing.pack_held(held)))
+            else:
+                done.append((key,))
+        self._db.executemany(
+            "INSERT OR REPLACE INTO dangling VALUES (?, ?, ?)", waiting
+        )
+        self._db.executemany("DELETE FROM dangling WHERE id = ?", done)
 
     def _write_effects(self, effects: Effects) -> int:
         state, db = self._working, self._db
-        changed = sorted(state.changed)
-        pending, dangling, gone, done = [], [], [], []
-        for key in changed:
-            kept = state.pending.get(key)
-            if kept is not None:
-                packed = packing.pack_pending(kept, self._head)
-                pending.append((key, self._join.due_ms(kept), packed))
-            else:
-                gone.append((key,))
-            held = state.dangling.get(key)
-            if held:
-                due_ms = self._join.waits_until_ms(held[0])
-                dangling.append((key, due_ms, packing.pack_held(held)))
-            else:
-                done.append((key,))
-        db.executemany("INSERT OR REPLACE INTO pending VALUES (?, ?, ?)", pending)
-        db.executemany("INSERT OR REPLACE INTO dangling VALUES (?, ?, ?)", dangling)
-        db.executemany("DELETE FROM pending WHERE id = ?", gone)
-        if self._held or state.held:
-            db.executemany("DELETE FROM dangling WHERE id = ?", done)
-        db.executemany(
-            "INSERT INTO outcomes (packed) VALUES (?)",
-            [(packing.pack_outcome(row),) for row in effects.outcomes],
-        )
+        self._write_pending(state)
+        self._write_dangling(state)
+        last = self._last()
+        for at in range(0, len(effects.outcomes), _BLOCK):
+            block = effects.outcomes[at : at + _BLOCK]
+            last += len(block)
+            db.execute(
+                "INSERT INTO outcomes VALUES (?, ?, ?)",
+                (last, len(block), packing.pack_outcomes(block)),
+            )
         db.executemany(
             "INSERT INTO outbox (packed) VALUES (?)",
             [(packing.pack(letter),) for letter in effects.dead],
@@ -322,45 +335,31 @@ class Shard:
     def _head(self, head: packing.Head) -> int:
         number = self._numbers.get(head)
         if number is None:
-            number = len(self._numbers)
+            number = max(self.heads, default=0) + 1
             self._db.execute(
                 "INSERT INTO heads VALUES (?, ?)", (number, packing.pack(head))
             )
             self._numbers[head] = number
-            self._heads[number] = head
+            self.heads[number] = head
         return number
 
-    # -- the file ---------------------------------------------------------------
+    def _drop_heads(self) -> None:
+        """Drop those that no request has, once there are twice as many as were left."""
+        if len(self.heads) <= self._most_heads:
+            return
+        used = set()
+        for head, answers in self._db.execute("SELECT head, answers FROM pending"):
+            used.add(head)
+            used.update(packing.heads_in(answers))
+        with self._transaction():
+            self._db.executemany(
+                "DELETE FROM heads WHERE number = ?",
+                [(number,) for number in self.heads if number not in used],
+            )
+        self._know_heads()
+        self._most_heads = max(_HEADS, 2 * len(self.heads))
 
-    def _open(self) -> sqlite3.Connection:
-        unclean = Path(f"{self._path}-wal").exists()  # closing takes it away
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if not tables:
-                db.execute("BEGIN IMMEDIATE")
-                for statement in _TABLES:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {_APPLICATION}")
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
-                db.execute(
-                    "INSERT INTO meta VALUES ('partition', ?)",
-                    (json.dumps(self._partition),),
-                )
-                db.execute("COMMIT")
-            (application,) = db.execute("PRAGMA application_id").fetchone()
-            (schema,) = db.execute("PRAGMA user_version").fetchone()
-            problem = "ok"
-            if unclean:
-                (problem,) = db.execute("PRAGMA quick_check(1)").fetchone()
-            if (application, schema, problem) != (_APPLICATION, SCHEMA, "ok"):
-                raise sqlite3.DatabaseError(f"not a join of this release: {problem}")
-        except BaseException:
-            db.close()
-            raise
-        return db
+    # -- the file ---------------------------------------------------------------
 
     def _load(self) -> None:
         rows = self._db.execute("SELECT name, value FROM meta")
@@ -372,11 +371,11 @@ class Shard:
         self._know_heads()
 
     def _know_heads(self) -> None:
-        self._heads: dict[int, packing.Head] = {
+        self.heads: dict[int, packing.Head] = {
             number: packing.head_from(packed)
             for number, packed in self._db.execute("SELECT * FROM heads")
         }
-        self._numbers = {head: number for number, head in self._heads.items()}
+        self._numbers = {head: number for number, head in self.heads.items()}
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -108,6 +108,7 @@ def history(rng: random.Random) -> tuple[FeedbackConfig, list[Input]]:
         rows = rng.randint(1, 3)
         for version, role in ((1, "champion"), (2, "shadow"))[: rng.randint(0, 2)]:
             one = prediction(number, T0, rows=rows, version=version, role=role)
+            one = one._replace(propensity=rng.choice([1.0, 0.5, 0.25]))
             made += [one] * rng.choice([1, 1, 2])
     rng.shuffle(made)
     spread = rng.choice([5_000, 40_000, 200_000])

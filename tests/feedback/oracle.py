@@ -57,7 +57,7 @@ def expected(config: FeedbackConfig, inputs: Sequence[Input]) -> tuple[Net, set[
             if s.needs_activation and not active:
                 continue
             for p in {p for _, p in mine}:
-                sampled = p.role == "champion"
+                sampled = p.role == "champion" and p.propensity >= 0.5
                 if sampled and zlib.crc32(key) / 2**32 >= s.sample:
                     continue
                 weight = 1 / s.sample if sampled else 1.0

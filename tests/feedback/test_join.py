@@ -260,6 +260,21 @@ def test_18_a_share_of_the_champion_is_joined_with_the_others_weight() -> None:
     assert not memory.effects.dead
 
 
+@pytest.mark.parametrize(("propensity", "joined"), [(0.49, 400), (0.5, None)])
+def test_18_what_was_unlikely_to_be_chosen_is_always_joined(
+    propensity: float, joined: int | None
+) -> None:
+    memory = Memory(config_of(sample=0.25))
+    for number in range(400):
+        memory.predict(prediction(number)._replace(propensity=propensity))
+    rows = memory.advance(10_001).effects.outcomes
+    if joined is None:
+        assert 60 < len(rows) < 140
+    else:
+        assert len(rows) == joined
+    assert {row.weight for row in rows} == {4.0 if joined is None else 1.0}
+
+
 def test_19_a_label_without_a_prediction_is_an_orphan_in_the_end() -> None:
     memory = Memory(config_of()).label(label(at=0)).advance(120_000)
     assert not memory.effects.dead

@@ -204,3 +204,52 @@ def test_a_batch_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "0.db", 0, config_of())
     assert len(shard.apply([], caught_up_ms=END)) == 2
     shard.close()
+
+
+def test_heads_that_no_request_has_are_dropped(tmp_path: Path) -> None:
+    shard = Shard(tmp_path / "0.db", 0, config_of(window_s=10, lateness_s=0))
+    for batch in range(30):
+        at, made = T0 + batch * 60_000, []
+        for number in range(500):
+            one = histories.prediction(number, at)
+            made.append(one._replace(segments=(f"{batch}-{number}",), snapshot=number))
+        shard.apply([(histories.stored(PREDICTIONS, batch, at), made)])
+        assert len(shard.heads) <= 4096 + 500
+        rows = shard.apply([], caught_up_ms=dict.fromkeys(END, at + 10_001))
+        assert {row.segments[0] for row in rows} == {
+            f"{batch}-{number}" for number in range(500)
+        }
+        if batch % 7 == 0:
+            shard.close()
+            shard = Shard(tmp_path / "0.db", 0, config_of(window_s=10, lateness_s=0))
+    shard.close()
+
+
+def test_what_policies_change_all_the_time_makes_no_heads(tmp_path: Path) -> None:
+    shard = Shard(tmp_path / "0.db", 0, config_of())
+    made = [
+        histories.prediction(n)._replace(snapshot=n, revision=n, propensity=1 / (n + 1))
+        for n in range(100)
+    ]
+    shard.apply([(histories.stored(PREDICTIONS, 0, T0), made)])
+    assert len(shard.heads) == 2
+    rows = shard.apply([], caught_up_ms=END)
+    assert sorted((r.snapshot, r.revision, r.propensity) for r in rows) == [
+        (n, n, 1 / (n + 1)) for n in range(100)
+    ]
+    shard.close()
+
+
+def test_outcomes_keep_their_numbers(tmp_path: Path) -> None:
+    config, inputs = many()
+    shard = Shard(tmp_path / "0.db", 0, config)
+    emitted = [*shard.apply(inputs), *shard.apply([], caught_up_ms=END)]
+    numbered = shard.outcomes(most=10_000)
+    assert [row for _, row in numbered] == emitted
+    assert [number for number, _ in numbered] == list(range(1, 2001))
+    assert shard.outcomes(after=730, most=600) == numbered[730:1330]
+    shard.trim(900)
+    left = shard.outcomes(most=10_000)
+    assert left == numbered[-len(left) :]
+    assert 900 <= len(left) < 900 + 500
+    shard.close()
