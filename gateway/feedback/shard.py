@@ -31,6 +31,8 @@ from gateway.feedback_config import FeedbackConfig
 
 _AT_ONCE = 5000
 """Requests that are closed or forgotten in one transaction."""
+_STEPS = 4
+"""Such transactions in one call: what was emitted is in memory until it returns."""
 _BLOCK = 500
 """Outcomes that lie together."""
 _HEADS = 4096
@@ -84,6 +86,7 @@ class Shard:
         """Take in events and move time on, durably, and return the rows that came.
 
         Events that are in the state already (their offset says so) change nothing.
+        Where very much is due, some of it is left to the next call.
 
         Args:
             inputs: In the order of the log within each topic.
@@ -117,7 +120,10 @@ class Shard:
             self.offsets, self._times, self._held = offsets, times, held
             self.counts = self._counts_after(effects)
             outcomes = effects.outcomes
-        while more := self._expire():
+        for _ in range(_STEPS):
+            more = self._expire()
+            if more is None:
+                break
             outcomes += more.outcomes
         self._drop_heads()
         return outcomes

@@ -57,7 +57,9 @@ def emitted(state: Path) -> int:
     total = 0
     for path in (state / "joins").glob("*.sqlite"):
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            (count,) = db.execute("SELECT count(*) FROM outcomes").fetchone()
+            (count,) = db.execute(
+                "SELECT coalesce(sum(rows), 0) FROM outcomes"
+            ).fetchone()
             total += count
     return total
 

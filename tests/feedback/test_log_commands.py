@@ -69,14 +69,14 @@ def block(*names: str, outputs: dict[str, bytes] | None = None) -> Event:
         Answer(
             name=name.encode(),
             model="m",
-            time_ms=1_000 + n,
+            admitted_ns=(1_000 + n) * 1_000_000,
             latency_us=1500,
             rows=2,
             choice=CHOICE,
             context=("u1", 17, ("eu", "")),
             layout=layout,
             outputs=list(outputs.values()),
-            request_id="r1",
+            request_id=b"r1",
         )
         for n, name in enumerate(names)
     ]
