@@ -41,6 +41,8 @@ from gateway.feedback_config import FeedbackConfig, JoinConfig
 
 Answers = dict[tuple[int, str], Prediction]
 """By version and role."""
+SKEW_MS = 5000
+"""By how much a front's clock may be ahead of the log's."""
 RowKey = tuple[int, str, int]
 """Version, role and row."""
 
@@ -151,6 +153,10 @@ class Join:
         """Take in what one version answered; a second time it changes nothing."""
         settings = self.settings(prediction.model)
         counts = self.effects.counts
+        if prediction.time_ms > arrived_ms + SKEW_MS:
+            # A front's clock that is far ahead would keep its window open for as long.
+            counts["predictions_ahead"] += 1
+            prediction = prediction._replace(time_ms=arrived_ms)
         if arrived_ms > prediction.time_ms + horizon_ms(settings):
             counts["predictions_late"] += 1
             return

@@ -223,6 +223,18 @@ def test_10_a_cohort_is_of_the_time_of_the_prediction() -> None:
     assert (row.cohort_ms, row.label_ms) == (T0 - T0 % 7000, T0 + 9000)
 
 
+def test_14_a_clock_that_is_far_ahead_holds_no_window_open() -> None:
+    memory = Memory(config_of())
+    ahead = prediction(time_ms=T0 + 3_600_000)
+    memory.predict(ahead).advance(10_001)
+    (row,) = memory.effects.outcomes
+    assert (row.id, row.time_ms) == (ahead.id, T0)
+    assert memory.effects.counts["predictions_ahead"] == 1
+    near = prediction(2, T0 + 5000)
+    memory.predict(near).advance(15_001)
+    assert memory.effects.outcomes[-1].time_ms == T0 + 5000
+
+
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
