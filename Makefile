@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 DEMO_SECONDS ?= 20
 FLOOR_CASES ?= m1-unary-c64
 SIDE_BY_SIDE := $(addprefix tests/,cli differential feedback protocol registry unit workers)
+FAULTS := $(addprefix tests/,adversity conformance kafka)
 
-.PHONY: setup demo test regret adversity tools conformance bench floors lint types imports check kafka lock protos clean
+.PHONY: setup demo test faults regret adversity tools conformance bench floors lint types imports check kafka lock protos clean
 
 setup: $(VENV)/.installed  ## the virtual environment, from the lock file
 
@@ -19,9 +20,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: setup  ## train models, serve them, let a bandit find the better one
 	DEMO_SECONDS=$(DEMO_SECONDS) $(BIN)/python -m loadtest demo
 
-test: setup  ## the whole test suite, short form of the long ones; what measures time runs alone
+test: setup  ## the test suite but for `faults`; what measures time runs alone
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(SIDE_BY_SIDE))
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(SIDE_BY_SIDE) $(FAULTS))
+
+faults: setup  ## processes and brokers killed, disks full, the suites of others: short forms (7 minutes)
+	$(BIN)/python -m pytest -q $(FAULTS)
 
 regret: setup  ## the bandit simulations, 200 runs each (3 minutes)
 	TRAFFIC_RUNS=200 $(BIN)/python -m pytest -q tests/traffic/test_regret.py --timeout 600
@@ -52,7 +56,7 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
-check: lint types imports test  ## everything .ci/run runs
+check: lint types imports test faults  ## everything .ci/run runs
 
 kafka: setup  ## a Kafka broker for a trial, on port 9092 (Java 17 and Maven)
 	$(BIN)/python deploy/kafka/broker.py

@@ -53,7 +53,7 @@ class Members:
         running = self._running.get(member)
         if running is not None and running.poll() is None:
             return
-        command = [sys.executable, "-m", "tests.feedback.joiner_process"]
+        command = [sys.executable, "-m", "tests.kafka.joiner_process"]
         log = (self._folder / f"{member}.log").open("ab")
         self._running[member] = subprocess.Popen(
             [*command, self._config, str(self.folder(member))],
