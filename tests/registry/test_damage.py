@@ -54,6 +54,7 @@ def test_a_flipped_byte_is_refused_and_put_back_by_an_import(tmp_path: Path) -> 
         assert {answer(served.running.infer(ask(MODEL, "2"))) for _ in range(4)} == {2}
         assert served.running.terminate() == 0
         served.running.restart()
+        wait_for(lambda: _states(served)[2][0] != "LOADING")
         state, reason = _states(served)[2]
         assert state == "UNAVAILABLE"
         assert "bytes changed since it was imported" in reason
