@@ -7,13 +7,11 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from gateway.client_config import UNIX, channel_options, target
-from gateway.client_rpc import ClientError
+from gateway.client_rpc import ClientError, ControllerClient
 from gateway.errors import Code
 from gateway.logs import escape
 from gateway.protocol import admin_pb2 as pb
@@ -30,7 +28,7 @@ that had been asked: whether that was before or after the change, nobody knows."
 _Reply = TypeVar("_Reply", bound="Message")
 
 
-class AdminClient:
+class AdminClient(ControllerClient):
     """One channel to one gateway's admin plane. Use as a context manager.
 
     Every method raises `ClientError` when the call fails. Where a change may have been
@@ -48,26 +46,8 @@ class AdminClient:
         Raises:
             ClientError: `address` is neither.
         """
-        self._address = address
+        super().__init__(address, "admin.sock")
         self._timeout_s = timeout_s
-        try:
-            uri = target([address])
-        except ValueError as error:
-            text = f"{error}; or give {UNIX}PATH of the gateway's admin.sock"
-            raise ClientError(escape(text), Code.INVALID_ARGUMENT) from None
-        options = channel_options(64 << 20, service_config=False)
-        self._channel = grpc.insecure_channel(uri, options=options)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._channel.close()
 
     def change(
         self,

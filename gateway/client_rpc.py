@@ -234,3 +234,36 @@ class Client:
         # Somebody took the connection and ended it, in whichever words of the system.
         closed = not any(word in said for word in _NOBODY)
         return _TLS_SIGNS["Socket closed"] if closed and self._tls is not None else ""
+
+
+class ControllerClient:
+    """A channel to a service of the controller, without TLS; closed on leaving `with`.
+
+    Args:
+        address: ``unix:PATH`` or ``host:port``; the first call connects.
+        socket: Name of the Unix socket, for who gave neither.
+
+    Raises:
+        ClientError: `address` is neither.
+    """
+
+    def __init__(self, address: str, socket: str) -> None:
+        self._address = address
+        try:
+            uri = target([address])
+        except ValueError as error:
+            text = f"{error}; or give {UNIX}PATH of the gateway's {socket}"
+            raise ClientError(escape(text), Code.INVALID_ARGUMENT) from None
+        options = channel_options(64 << 20, service_config=False)
+        self._channel = grpc.insecure_channel(uri, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._channel.close()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
-from gateway.client_config import UNIX, channel_options, target
-from gateway.client_rpc import ClientError
+from gateway.client_rpc import ClientError, ControllerClient
 from gateway.errors import Code
 from gateway.feedback.types import Event, Stored
 from gateway.logs import escape
@@ -25,7 +23,7 @@ _TIMEOUT_S = 60.0
 _Reply = TypeVar("_Reply", bound="Message")
 
 
-class OutcomesClient:
+class OutcomesClient(ControllerClient):
     """One channel to one gateway. Every method raises `ClientError` on failure.
 
     Args:
@@ -33,25 +31,7 @@ class OutcomesClient:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        try:
-            uri = target([address])
-        except ValueError as error:
-            text = f"{error}; or give {UNIX}PATH of the gateway's outcomes.sock"
-            raise ClientError(escape(text), Code.INVALID_ARGUMENT) from None
-        options = channel_options(64 << 20, service_config=False)
-        self._channel = grpc.insecure_channel(uri, options=options)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._channel.close()
+        super().__init__(address, "outcomes.sock")
 
     def report(self, labels: Sequence[pb.LabelEvent]) -> pb.ReportResponse:
         """Send up to 10,000 labels; they may be sent again after an error."""
