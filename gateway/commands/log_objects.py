@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featurizer.encode import decode_array
 from gateway.call import nested
-from gateway.feedback import blocks, cloudevents, letters
+from gateway.feedback import cloudevents, columns, letters
 from gateway.feedback.log import LABELS, PREDICTIONS
 from gateway.feedback.types import Event, Label, Prediction, Stored, Tensor
 
@@ -41,7 +41,7 @@ def objects(stored: Stored, values: Values = nested) -> Iterator[dict[str, Any]]
     try:
         if stored.topic == PREDICTIONS:
             # Decoded before the first is yielded: a bad block is an error as a whole.
-            for prediction in blocks.decode(event.value or b""):
+            for prediction in columns.decode(event.value or b""):
                 yield place | _prediction(prediction, values)
         elif stored.topic == LABELS:
             yield place | _label(cloudevents.decode(event, _ANY_SIZE))

@@ -19,6 +19,7 @@ from gateway.controller.learnt_files import LearntFiles
 from gateway.controller.service import AdminService
 from gateway.controller.traffic import TrafficControl
 from gateway.errors import GatewayError, Unsupported
+from gateway.feedback.joiner import collect_rarely
 from gateway.logs import get_logger
 from gateway.registry.importing import Import, take_in
 from gateway.registry.registry import Registry
@@ -85,6 +86,7 @@ class Controller:
         await traffic.start()
         truth: GroundTruth | None = None
         if self._config.feedback.enabled:
+            collect_rarely()
             truth = GroundTruth(self._config, self._channel.tell)
         listener = await self._listen(service)
         learning = loop.create_task(traffic.refresh_forever())

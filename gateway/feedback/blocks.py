@@ -1,27 +1,21 @@
-"""Predictions as the event log has them: blocks, column by column. Pure.
+"""Predictions as fronts write them: blocks, column by column. Pure.
 
 Source: ``protos/records.proto``, where each column is described.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain
-from typing import NamedTuple, Protocol, TypeVar, cast
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import chain
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gateway.feedback.types import Prediction, Tensor
 from gateway.protocol import records_pb2 as pb
 
 ID_BYTES = 16
 _MAX_LATENCY_US = (1 << 32) - 1
-_T = TypeVar("_T")
-
-
-class BadBlock(ValueError):
-    """These bytes are no block, or one that contradicts itself."""
 
 
 class Choice(Protocol):
@@ -216,119 +210,9 @@ def _coded(
     return list(last.values()), [number[key] for key in keys]
 
 
-# -- and back ------------------------------------------------------------------------
-
-
-def decode(value: bytes) -> list[Prediction]:
-    """Return what a block holds.
-
-    Raises:
-        BadBlock: It is none; says what is wrong with it.
-    """
-    try:
-        block = pb.Block.FromString(value)
-    except DecodeError as error:
-        raise BadBlock(f"this is no block of predictions: {error}") from None
-    return _predictions(block)
-
-
 def predictions_in(value: bytes) -> int:
     """Return how many predictions a block holds; 0 if it is none."""
     try:
         return len(pb.Block.FromString(value).ids) // ID_BYTES
     except DecodeError:
         return 0
-
-
-def _ids(ids: bytes) -> list[bytes]:
-    if len(ids) % ID_BYTES:
-        raise BadBlock(f"{len(ids)} bytes of ids are no multiple of {ID_BYTES}")
-    return [ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES)]
-
-
-def _predictions(block: pb.Block) -> list[Prediction]:
-    ids = _ids(block.ids)
-    count = len(ids)
-    origins = [
-        (o.model, o.version, o.role, o.policy, o.propensity, o.revision, o.snapshot)
-        for o in block.origins
-    ]
-    segments = [tuple(each.values) for each in block.segments]
-    layouts: list[Layout] = [
-        tuple([TensorLayout(t.name, t.datatype, tuple(t.shape)) for t in each.tensors])
-        for each in block.layouts
-    ]
-    rows = _column("rows", block.rows, count)
-    if count and min(rows) < 1:
-        raise BadBlock("a prediction has no rows")
-    outputs = _outputs(block, rows, _looked_up("layout", block.layout, layouts, count))
-    columns = zip(
-        ids,
-        accumulate(_column("after_ms", block.after_ms, count)),
-        _looked_up("origin", block.origin, origins, count),
-        _column("units", block.units or [""] * count, count),
-        _column("buckets", block.buckets or [-1] * count, count),
-        _looked_up("segment", block.segment, segments, count)
-        if segments or block.segment
-        else [()] * count,
-        rows,
-        outputs,
-        _column("latency_us", block.latency_us, count),
-        _column("request_ids", block.request_ids or [""] * count, count),
-        strict=True,
-    )
-    return [
-        Prediction._make(
-            [
-                *(id_, time_ms, *origin, unit, bucket, segments_of, rows_of),
-                *(tensors, (), latency_us, "", request_id),
-            ]
-        )
-        for (
-            id_,
-            time_ms,
-            origin,
-            unit,
-            bucket,
-            segments_of,
-            rows_of,
-            tensors,
-            latency_us,
-            request_id,
-        ) in columns
-    ]
-
-
-def _outputs(
-    block: pb.Block, rows: Sequence[int], layouts: Sequence[Layout]
-) -> Iterator[tuple[Tensor, ...]]:
-    count = sum(map(len, layouts))
-    sizes = _column("sizes", block.sizes, count)
-    data = block.data
-    if sum(sizes) != len(data):
-        raise BadBlock(f"outputs of {sum(sizes)} bytes are {len(data)} bytes long")
-    ends = accumulate(sizes)
-    start = 0
-    for rows_of, layout in zip(rows, layouts, strict=True):
-        tensors = []
-        for name, datatype, shape in layout:
-            end = next(ends)
-            tensors.append(Tensor(name, datatype, (rows_of, *shape), data[start:end]))
-            start = end
-        yield tuple(tensors)
-
-
-def _column(name: str, values: Sequence[_T], count: int) -> list[_T]:
-    if len(values) != count:
-        raise BadBlock(f"column {name} has {len(values)} entries instead of {count}")
-    return list(values)
-
-
-def _looked_up(
-    name: str, indices: Sequence[int], values: Sequence[_T], count: int
-) -> list[_T]:
-    try:
-        return [values[index] for index in _column(name, indices, count)]
-    except IndexError:
-        text = f"column {name} points beyond its {len(values)} values"
-        raise BadBlock(text) from None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gateway.feedback.types import Outcome, Status
+from gateway.feedback.emitted import Emitted
 
 AGE_BUCKETS_S = (1, 10, 60, 600, 3600, 21_600, 86_400, 604_800)
 """Upper bounds of label ages, from the prediction to the label's event time."""
@@ -47,7 +47,7 @@ class Health:
     """Sums over the partitions that are joined here; since this process began."""
 
     def __init__(self) -> None:
-        self._rows: dict[Group, Counter[Status]] = {}
+        self._rows: dict[Group, Counter[str]] = {}
         self._ages: defaultdict[str, list[int]] = defaultdict(
             lambda: [0] * (len(AGE_BUCKETS_S) + 1)
         )
@@ -56,20 +56,31 @@ class Health:
         self._gauges: dict[int, Gauges] = {}
         self._lag: dict[int, int] = {}
 
-    def rows(self, outcomes: Iterable[Outcome]) -> None:
+    def rows(self, emitted: Emitted) -> None:
         """Count rows that were emitted, or taken back."""
-        for row in outcomes:
-            group = Group(row.model, row.version, row.role, row.segments)
+        if not len(emitted):
+            return
+        names = ("model", "version", "role", "segments", "status", "sign")
+        same = Counter(zip(*map(emitted.column, names), strict=True))
+        for (*kind, status, sign), count in same.items():
+            group = Group(*kind)
             counts = self._rows.get(group)
             if counts is None:
                 if len(self._rows) >= MAX_GROUPS:
                     group = group._replace(segments=OTHER)
                 counts = self._rows.setdefault(group, Counter())
-            counts[row.status] += row.sign
-            if row.label_ms is not None and row.sign > 0:
-                age_s = max(0, row.label_ms - row.time_ms) / 1000
-                self._ages[row.model][bisect_left(AGE_BUCKETS_S, age_s)] += 1
-                self._age_s[row.model] += age_s
+            counts[status] += sign * count
+        self._age(emitted)
+
+    def _age(self, emitted: Emitted) -> None:
+        names = ("model", "label_ms", "time_ms", "sign")
+        for model, label_ms, time_ms, sign in zip(
+            *map(emitted.column, names), strict=True
+        ):
+            if label_ms is not None and sign > 0:
+                age_s = max(0, label_ms - time_ms) / 1000
+                self._ages[model][bisect_left(AGE_BUCKETS_S, age_s)] += 1
+                self._age_s[model] += age_s
 
     def counted(self, partition: int, counts: Mapping[str, int]) -> None:
         """Take what a shard has counted since the log's beginning."""

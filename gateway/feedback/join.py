@@ -18,14 +18,19 @@ takes it back (-1) and emits it again (+1) in the same cohort.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from gateway.feedback.label_state import Known, Verdict, fold, misfit
-from gateway.feedback.rows import row_of
-from gateway.feedback.sample import is_joined, share_of
+from gateway.feedback.label_state import Verdict, fold, misfit
+from gateway.feedback.pending import (
+    Effects,
+    Held,
+    Pending,
+    RowKey,
+    WorkingSet,
+    horizon_ms,
+    rows_of,
+)
+from gateway.feedback.sample import is_in, share_of
 from gateway.feedback.types import (
     DeadLetter,
     Label,
@@ -33,92 +38,12 @@ from gateway.feedback.types import (
     Outcome,
     Prediction,
     Reason,
-    Status,
     Stored,
-    Tensor,
 )
 from gateway.feedback_config import FeedbackConfig, JoinConfig
 
-Answers = dict[tuple[int, str], Prediction]
-"""By version and role."""
 SKEW_MS = 5000
 """By how much a front's clock may be ahead of the log's."""
-RowKey = tuple[int, str, int]
-"""Version, role and row."""
-
-
-class Held(NamedTuple):
-    """A label, with the event that it came in."""
-
-    stored: Stored
-    label: Label
-
-
-@dataclass(slots=True)
-class Pending:
-    """A request whose labels may still come.
-
-    Attributes:
-        model: Of the request, as are `time_ms` and `rows`.
-        arrived_ms: When the log took in the first of its predictions.
-        load: Gives the answers there are so far; most labels never ask for them.
-        labels: By row and name.
-        activated: Somebody acted upon the answer.
-        closed: Its window is; its rows are emitted.
-        revisions: Of the emitted rows that were corrected.
-    """
-
-    model: str
-    time_ms: int
-    rows: int
-    arrived_ms: int
-    load: Callable[[], Answers] = dict
-    labels: dict[tuple[int, str], Known] = field(default_factory=dict)
-    activated: bool = False
-    closed: bool = False
-    revisions: dict[RowKey, int] = field(default_factory=dict)
-    _answers: Answers | None = None
-
-    @property
-    def answers(self) -> Answers:
-        """Those that are joined."""
-        if self._answers is None:
-            self._answers = self.load()
-        return self._answers
-
-
-@dataclass(slots=True)
-class WorkingSet:
-    """The part of a partition's state that a batch of events may touch.
-
-    Attributes:
-        pending: By prediction id.
-        dangling: Labels without a prediction, in order, by prediction id.
-        held: How many labels are dangling in the whole partition.
-        changed: Ids whose state is not what it was.
-        answered: Those of them that are new or have an answer more.
-    """
-
-    pending: dict[bytes, Pending] = field(default_factory=dict)
-    dangling: dict[bytes, list[Held]] = field(default_factory=dict)
-    held: int = 0
-    changed: set[bytes] = field(default_factory=set)
-    answered: set[bytes] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class Effects:
-    """What a batch brought about.
-
-    Attributes:
-        outcomes: Rows, in the order in which they were emitted.
-        dead: Labels that could not be used.
-        counts: Labels by what became of them.
-    """
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    dead: list[DeadLetter] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
 
 
 class Join:
@@ -174,7 +99,8 @@ class Join:
         self._state.changed.add(prediction.id)
         self._state.answered.add(prediction.id)
         # What is not in the sample stays known, or its labels would be orphans.
-        if is_joined(prediction, settings):
+        share = share_of(prediction.role, prediction.propensity, settings)
+        if is_in(share, prediction.id):
             before = self._emitted(prediction.id, pending)
             pending.answers[key] = prediction
             self._settle(pending, before, self._emitted(prediction.id, pending))
@@ -322,75 +248,3 @@ class Join:
 
 def _born_ms(key: bytes) -> int:
     return int.from_bytes(key[:6])  # RFC 9562, section 5.7: Unix time in ms
-
-
-def horizon_ms(settings: JoinConfig) -> int:
-    """Return for how long after a prediction its labels are of use."""
-    return (settings.window_s + settings.lateness_s) * 1000
-
-
-def rows_of(
-    key: bytes, pending: Pending, settings: JoinConfig
-) -> dict[RowKey, Outcome]:
-    """Return what a request comes to, row by row, with the labels known now."""
-    if settings.needs_activation and not pending.activated:
-        return {}
-    found: dict[RowKey, Outcome] = {}
-    for row in range(pending.rows):
-        labels, label_ms, weight, status = _labels(pending, row, settings)
-        for (version, role), answer in sorted(pending.answers.items()):
-            at = (version, role, row)
-            output: tuple[Tensor, ...] = tuple(
-                row_of(tensor, row) for tensor in answer.outputs
-            )
-            found[at] = Outcome(
-                key,
-                row,
-                answer.model,
-                version,
-                role,
-                answer.policy,
-                answer.propensity,
-                answer.revision,
-                answer.snapshot,
-                answer.unit,
-                answer.bucket,
-                answer.segments,
-                answer.time_ms,
-                answer.time_ms - answer.time_ms % (settings.cohort_s * 1000),
-                output,
-                labels,
-                label_ms,
-                status,
-                weight / share_of(answer, settings),
-                1,
-                pending.revisions.get(at, 0),
-                provisional=False,
-            )
-    return found
-
-
-def _labels(
-    pending: Pending, row: int, settings: JoinConfig
-) -> tuple[
-    tuple[tuple[str, float | bool | str | tuple[float, ...]], ...],
-    int | None,
-    float,
-    Status,
-]:
-    """Return the labels of a row, the time and weight of the latest, and the status."""
-    values, latest, status = [], None, Status.LABELLED
-    for name in sorted(settings.labels):
-        known = pending.labels.get((row, name))
-        if known is not None and known.value is not None:
-            values.append((name, known.value))
-            if latest is None or known.time_ms > latest.time_ms:
-                latest = known
-        elif settings.default is not None:
-            values.append((name, settings.default))
-            status = Status.DEFAULT
-    if not values:
-        status = Status.MISSING
-    if latest is None:
-        return tuple(values), None, 1.0, status
-    return tuple(values), latest.time_ms, latest.weight, status

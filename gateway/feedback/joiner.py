@@ -10,6 +10,7 @@ letter may be appended twice: it says where its event lies.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import time
 from collections import Counter, defaultdict
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from gateway.errors import GatewayError
-from gateway.feedback import blocks, cloudevents
+from gateway.feedback import cloudevents
+from gateway.feedback.columns import BadBlock, Block
+from gateway.feedback.emitted import Emitted
 from gateway.feedback.health import Health
 from gateway.feedback.letters import encode_letter
 from gateway.feedback.log import (
@@ -34,7 +37,7 @@ from gateway.feedback.log import (
 )
 from gateway.feedback.partition import partition_of
 from gateway.feedback.shard import Dead, Input, Shard
-from gateway.feedback.types import DeadLetter, Event, Outcome, Reason, Stored
+from gateway.feedback.types import DeadLetter, Event, Reason, Stored
 from gateway.feedback_config import FeedbackConfig
 from gateway.logs import get_logger
 
@@ -53,6 +56,17 @@ _LOOK_S = 10.0
 _PAUSES_S = 1.0, 30.0
 """Before it is tried again: at first, and at most."""
 _T = TypeVar("_T")
+
+
+def collect_rarely() -> None:
+    """Have this process look for garbage in cycles less often.
+
+    Rows make many tuples and no cycles, and each look goes through all there is: with
+    Python's own thresholds that is a tenth of what the join costs.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 class Joiner:
@@ -166,7 +180,7 @@ class Joiner:
 
     def _join(
         self, shard: Shard, events: Sequence[Stored], caught_up_ms: Mapping[str, int]
-    ) -> Sequence[Outcome]:
+    ) -> Emitted:
         inputs: list[Input] = []
         dead: list[DeadLetter] = []
         for stored in events:
@@ -183,8 +197,8 @@ class Joiner:
             label = cloudevents.decode(stored.event, self._config.max_label_bytes)
             return stored, label
         try:
-            return stored, blocks.decode(stored.event.value or b"")
-        except blocks.BadBlock as error:
+            return stored, Block(stored.event.value or b"")
+        except BadBlock as error:
             raise cloudevents.Rejected(Reason.UNREADABLE, str(error)) from None
 
     async def _send(self, partition: int, shard: Shard) -> None:

@@ -7,25 +7,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from gateway.feedback.join import Answers, Held, Pending
 from gateway.feedback.label_state import Known
+from gateway.feedback.pending import Answers, Held, Pending
 from gateway.feedback.types import (
     Alias,
     DeadLetter,
     Event,
     Label,
     LabelKind,
-    Outcome,
     Prediction,
     Reason,
-    Status,
     Stored,
     Tensor,
 )
 
-FORMAT = 2
+FORMAT = 3
 """Of everything in here; it also changes with the order of fields in `types`."""
-_OUTPUT, _STATUS = map(Outcome._fields.index, ("output", "status"))
 Head = tuple[Any, ...]
 """What predictions have in common: strings, numbers, and the form of the outputs."""
 
@@ -165,24 +162,6 @@ def dead_from(packed: bytes) -> DeadLetter:
     """Return what `pack` made of a dead letter."""
     stored, reason, detail, first_ms, attempts = _load(packed)
     return DeadLetter(_stored(stored), Reason(reason), detail, first_ms, attempts)
-
-
-def pack_outcomes(rows: Sequence[Outcome]) -> bytes:
-    """Return outcomes as bytes, by column: much of them is the same object."""
-    columns: list[Any] = list(zip(*rows, strict=True))
-    columns[_OUTPUT] = [[tensor[:] for tensor in output] for output in columns[_OUTPUT]]
-    columns[_STATUS] = [status.value for status in columns[_STATUS]]
-    return marshal.dumps(columns)
-
-
-def outcomes_from(packed: bytes) -> Iterator[Outcome]:
-    """Return what `pack_outcomes` was given."""
-    columns = _load(packed)
-    columns[_OUTPUT] = [
-        tuple(Tensor(*tensor) for tensor in output) for output in columns[_OUTPUT]
-    ]
-    columns[_STATUS] = map(Status, columns[_STATUS])
-    return map(Outcome, *columns)
 
 
 def _stored(plain: Any) -> Stored:  # noqa: ANN401

@@ -5,39 +5,43 @@ outbox (dead letters to append). The offsets in here are the true ones: after a 
 reading goes on from them, and what was appended from the outbox but not struck off is
 appended once more.
 
-Layout: a pending request is one row. What requests have in common (model, version,
-policy, segments, shapes, ...) is written once, in `heads`, so a row holds the numbers
-of heads and the bytes of the outputs. Its labels are a column of their own: a label
-neither reads nor writes the answers. Outcomes lie in blocks. Blobs are Python's marshal
-of plain values: exact and fast; a file is only read by the release that wrote it
-(`packing.FORMAT`), anything else is set aside and made anew from the log.
+Most requests are in `gateway.feedback.plain`, others in `gateway.feedback.requests`;
+outcomes lie in blocks. Blobs are Python's marshal of plain values: exact and fast; a
+file is only read by the release that wrote it (`packing.FORMAT`), anything else is set
+aside and made anew from the log.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gateway.feedback import packing, shard_file
+from gateway.feedback.blocks import ID_BYTES
+from gateway.feedback.columns import Block
+from gateway.feedback.emitted import Emitted, joined, unpacked
 from gateway.feedback.health import Gauges
-from gateway.feedback.join import Effects, Join, WorkingSet
+from gateway.feedback.join import Join
+from gateway.feedback.label_state import Verdict
 from gateway.feedback.log import LABELS, PREDICTIONS
-from gateway.feedback.types import DeadLetter, Label, Outcome, Prediction, Stored
+from gateway.feedback.pending import Effects
+from gateway.feedback.plain import Plain
+from gateway.feedback.requests import Requests
+from gateway.feedback.slots import MOST_CACHED
+from gateway.feedback.types import DeadLetter, Label, Outcome, Stored
 from gateway.feedback_config import FeedbackConfig
 
 _AT_ONCE = 5000
 """Requests that are closed or forgotten in one transaction."""
 _STEPS = 4
 """Such transactions in one call: what was emitted is in memory until it returns."""
-_BLOCK = 500
-"""Outcomes that lie together."""
-_HEADS = 4096
-"""Heads from which on those that no pending request has are dropped."""
-Input = tuple[Stored, Sequence[Prediction] | Label | None]
+_BLOCK = 512
+"""Outcomes that lie together, at most."""
+Input = tuple[Stored, Block | Label | None]
 """An event and what it says; ``None`` where it could not be decoded."""
 
 
@@ -63,7 +67,6 @@ class Shard:
     Attributes:
         offsets: Next offset to read, by topic; none for a topic never read.
         counts: Labels by what became of them, since offset 0.
-        heads: What predictions have in common, by number.
     """
 
     def __init__(self, path: Path, partition: int, config: FeedbackConfig) -> None:
@@ -71,9 +74,8 @@ class Shard:
         self.offsets: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self._times: dict[str, int] = {}
-        self._held = 0
-        self._most_heads = _HEADS
         self._db = shard_file.opened(path, partition)
+        self._plain = Plain(self._db, config, MOST_CACHED // config.partitions)
         self._load()
 
     def apply(
@@ -82,7 +84,7 @@ class Shard:
         *,
         dead: Sequence[DeadLetter] = (),
         caught_up_ms: Mapping[str, int] | None = None,
-    ) -> Sequence[Outcome]:
+    ) -> Emitted:
         """Take in events and move time on, durably, and return the rows that came.
 
         Events that are in the state already (their offset says so) change nothing.
@@ -101,11 +103,12 @@ class Shard:
             if stored.offset < offsets.get(stored.topic, 0):
                 continue
             offsets[stored.topic] = stored.offset + 1
-            times[stored.topic] = max(times.get(stored.topic, 0), stored.arrived_ms)
+            if stored.arrived_ms > times.get(stored.topic, 0):
+                times[stored.topic] = stored.arrived_ms
             fresh.append((stored, what))
         for topic, known_ms in (caught_up_ms or {}).items():
             times[topic] = max(times.get(topic, 0), known_ms)
-        outcomes: list[Outcome] = []
+        outcomes: list[Emitted] = []
         if offsets == self.offsets:
             self._times = times  # written with whatever comes next
         else:
@@ -115,18 +118,21 @@ class Shard:
                     if letter.stored.offset >= self.offsets.get(letter.stored.topic, 0):
                         effects.dead.append(letter)
                         effects.counts[f"dead_{letter.reason}"] += 1
-                held = self._write_effects(effects)
-                self._write_meta(offsets, times, held)
-            self.offsets, self._times, self._held = offsets, times, held
+                emitted = self._write_effects(effects)
+                self._write_meta(offsets, times)
+            self.offsets, self._times = offsets, times
             self.counts = self._counts_after(effects)
-            outcomes = effects.outcomes
+            outcomes.append(emitted)
         for _ in range(_STEPS):
             more = self._expire()
             if more is None:
                 break
-            outcomes += more.outcomes
-        self._drop_heads()
-        return outcomes
+            outcomes.append(more)
+        if self._requests.has_many_heads:
+            with self._transaction():
+                self._requests.drop_heads()
+        self._plain.trim()
+        return joined(outcomes)
 
     def outbox(self, most: int = 1000) -> list[Dead]:
         """Return the first dead letters that are not `sent`."""
@@ -144,7 +150,7 @@ class Shard:
         for last, rows, packed in self._db.execute(
             "SELECT * FROM outcomes WHERE last > ? ORDER BY last", (after,)
         ):
-            numbered = enumerate(packing.outcomes_from(packed), last - rows + 1)
+            numbered = enumerate(unpacked(packed), last - rows + 1)
             found += [each for each in numbered if each[0] > after]
             if len(found) >= most:
                 break
@@ -164,17 +170,21 @@ class Shard:
 
     def gauges(self) -> Gauges:
         """Return what is kept; with millions of requests this takes a moment."""
-        (pending,) = self._db.execute("SELECT count(*) FROM pending").fetchone()
-        (oldest_ms,) = self._db.execute(
-            "SELECT min(due_ms) FROM (SELECT min(due_ms) AS due_ms FROM pending "
-            "UNION ALL SELECT min(due_ms) FROM dangling)"
-        ).fetchone()
-        return Gauges(pending, self._held, oldest_ms or 0)
+        requests, plain = self._requests, self._plain
+        oldest_ms = min(filter(None, (requests.due_ms(), plain.due_ms())), default=0)
+        return Gauges(requests.count() + plain.count(), requests.held, oldest_ms)
 
     def fingerprint(self) -> str:
         """Return a hash of the state: equal after the same events, however cut."""
         digest = hashlib.sha256()
-        state = self._state()
+        state = self._requests.load()
+        self._join = Join(self._config, state)
+        watermark_ms = self._watermark_ms()
+        for key, pending in self._plain.all():
+            # Parts wait for their last request; by itself, each would be here or there.
+            pending.closed |= watermark_ms > self._join.due_ms(pending)
+            if not pending.closed or watermark_ms <= self._join.due_ms(pending):
+                state.pending[key] = pending
         for key in sorted(state.pending):
             digest.update(repr((key, packing.net(state.pending[key]))).encode())
         for key in sorted(state.dangling):
@@ -191,43 +201,53 @@ class Shard:
     # -- a batch ----------------------------------------------------------------
 
     def _events(self, fresh: Sequence[Input]) -> Effects:
-        keys: set[bytes] = set()
-        for _, what in fresh:
-            if isinstance(what, Label):
-                keys.add(what.prediction_id)
-            elif what is not None:
-                keys.update(prediction.id for prediction in what)
-        self._working = self._state(sorted(keys))
+        blocks = [
+            (stored.arrived_ms, what)
+            for stored, what in fresh
+            if isinstance(what, Block) and what.count
+        ]
+        labels = [(stored, what) for stored, what in fresh if isinstance(what, Label)]
+        ids = b"".join([block.ids for _, block in blocks])
+        starts = range(0, len(ids), ID_BYTES)
+        waiting = self._requests.waiting([ids[at : at + ID_BYTES] for at in starts])
+        others = self._plain.admit(blocks, waiting)
+        unusual = self._plain.note(labels)
+        keys = {one.id for _, one in others}
+        keys.update(label.prediction_id for _, label in unusual)
+        self._working = self._requests.load(sorted(keys))
         self._join = Join(self._config, self._working)
-        for stored, what in fresh:
-            if isinstance(what, Label):
-                self._join.label(stored, what)
-            elif what is not None:
-                for prediction in what:
-                    self._join.predict(stored.arrived_ms, prediction)
-        return self._join.effects
+        for arrived_ms, one in others:
+            self._join.predict(arrived_ms, one)
+        for stored, label in unusual:
+            self._join.label(stored, label)
+        effects = self._join.effects
+        if noted := len(labels) - len(unusual):
+            effects.counts[Verdict.APPLIED] += noted
+        return effects
 
-    def _expire(self) -> Effects | None:
-        watermark = min(self._times.get(topic, 0) for topic in (PREDICTIONS, LABELS))
-        found = self._due("pending", watermark)
-        if self._held:
-            found = sorted(found + self._due("dangling", watermark))[:_AT_ONCE]
-        if not found:
+    def _watermark_ms(self) -> int:
+        return min(self._times.get(topic, 0) for topic in (PREDICTIONS, LABELS))
+
+    def _expire(self) -> Emitted | None:
+        watermark = self._watermark_ms()
+        keys = self._requests.due(watermark, _AT_ONCE)
+        oldest_ms = self._plain.due_ms()
+        if not keys and (oldest_ms is None or oldest_ms >= watermark):
             return None
-        keys = [key for _, key in found]
         with self._transaction():
-            self._working = self._state(keys)
+            self._working = self._requests.load(keys)
             # Written back whatever becomes of them: with another configuration than
             # they were written with, they are due later.
             self._working.changed.update(keys)
             self._join = Join(self._config, self._working)
             self._join.advance(watermark, keys)
             effects = self._join.effects
-            held = self._write_effects(effects)
-            self._write_meta(self.offsets, self._times, held)
-        self._held = held
+            emitted = self._write_effects(
+                effects, self._plain.expire(watermark, _AT_ONCE - len(keys))
+            )
+            self._write_meta(self.offsets, self._times)
         self.counts = self._counts_after(effects)
-        return effects
+        return emitted
 
     def _counts_after(self, effects: Effects) -> dict[str, int]:
         counts = dict(self.counts)
@@ -235,135 +255,35 @@ class Shard:
             counts[name] = counts.get(name, 0) + count
         return counts
 
-    def _due(self, table: str, watermark: int) -> list[tuple[int, bytes]]:
-        return self._db.execute(
-            f"SELECT due_ms, id FROM {table} WHERE due_ms < ? "  # noqa: S608
-            "ORDER BY due_ms, id LIMIT ?",
-            (watermark, _AT_ONCE),
-        ).fetchall()
-
-    def _state(self, keys: Sequence[bytes] | None = None) -> WorkingSet:
-        state, self._dues = WorkingSet(held=self._held), {}
-        for row in self._rows("pending", keys):
-            state.pending[row[0]] = packing.pending_from(row, self.heads)
-            self._dues[row[0]] = row[1]
-        if self._held:
-            for key, _, packed in self._rows("dangling", keys):
-                state.dangling[key] = packing.held_from(packed)
-        return state
-
-    def _rows(self, table: str, keys: Sequence[bytes] | None) -> Iterable[Any]:
-        if keys is None:
-            return self._db.execute(f"SELECT * FROM {table}")  # noqa: S608
-        rows: list[Any] = []
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
-            marks = ",".join("?" * len(some))
-            rows += self._db.execute(
-                f"SELECT * FROM {table} WHERE id IN ({marks})",  # noqa: S608
-                some,
-            ).fetchall()
-        return rows
-
-    def _write_pending(self, state: WorkingSet) -> None:
-        whole, moved, labelled, gone = [], [], [], []
-        for key in sorted(state.changed):
-            kept = state.pending.get(key)
-            if kept is None:
-                gone.append((key,))
-                continue
-            due_ms = self._join.due_ms(kept)
-            if key in state.answered:
-                whole.append(packing.pack_pending(key, due_ms, kept, self._head))
-                continue
-            known = (packing.flags_of(kept), packing.pack_labels(kept), key)
-            if due_ms == self._dues[key]:
-                labelled.append(known)  # and the index stays as it is
-            else:
-                moved.append((due_ms, *known))
-        for statement, rows in (
-            ("INSERT OR REPLACE INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?)", whole),
-            ("UPDATE pending SET flags = ?, labels = ? WHERE id = ?", labelled),
-            ("UPDATE pending SET due_ms = ?, flags = ?, labels = ? WHERE id = ?",
-             moved),
-            ("DELETE FROM pending WHERE id = ?", gone),
-        ):  # fmt: skip
-            self._db.executemany(statement, rows)
-
-    def _write_dangling(self, state: WorkingSet) -> None:
-        if not self._held and not state.held:
-            return
-        waiting, done = [], []
-        for key in sorted(state.changed):
-            if held := state.dangling.get(key):
-                due_ms = self._join.waits_until_ms(held[0])
-                waiting.append((key, due_ms, packing.pack_held(held)))
-            else:
-                done.append((key,))
-        self._db.executemany(
-            "INSERT OR REPLACE INTO dangling VALUES (?, ?, ?)", waiting
-        )
-        self._db.executemany("DELETE FROM dangling WHERE id = ?", done)
-
-    def _write_effects(self, effects: Effects) -> int:
-        state, db = self._working, self._db
-        self._write_pending(state)
-        self._write_dangling(state)
+    def _write_effects(self, effects: Effects, *more: Emitted) -> Emitted:
+        db = self._db
+        self._requests.write(self._working, self._join)
+        emitted = joined([Emitted.of(effects.outcomes), *more])
         last = self._last()
-        for at in range(0, len(effects.outcomes), _BLOCK):
-            block = effects.outcomes[at : at + _BLOCK]
+        for block in emitted.blocks(_BLOCK):
             last += len(block)
             db.execute(
                 "INSERT INTO outcomes VALUES (?, ?, ?)",
-                (last, len(block), packing.pack_outcomes(block)),
+                (last, len(block), block.pack()),
             )
         db.executemany(
             "INSERT INTO outbox (packed) VALUES (?)",
             [(packing.pack(letter),) for letter in effects.dead],
         )
         self._counted = self._counts_after(effects)
-        return state.held
+        return emitted
 
-    def _write_meta(
-        self, offsets: Mapping[str, int], times: Mapping[str, int], held: int
-    ) -> None:
+    def _write_meta(self, offsets: Mapping[str, int], times: Mapping[str, int]) -> None:
         rows = {
             "offsets": offsets,
             "times": times,
-            "held": held,
+            "held": self._requests.held,
             "counts": self._counted,
         }
         self._db.executemany(
             "INSERT OR REPLACE INTO meta VALUES (?, ?)",
             [(name, json.dumps(value)) for name, value in rows.items()],
         )
-
-    def _head(self, head: packing.Head) -> int:
-        number = self._numbers.get(head)
-        if number is None:
-            number = max(self.heads, default=0) + 1
-            self._db.execute(
-                "INSERT INTO heads VALUES (?, ?)", (number, packing.pack(head))
-            )
-            self._numbers[head] = number
-            self.heads[number] = head
-        return number
-
-    def _drop_heads(self) -> None:
-        """Drop those that no request has, once there are twice as many as were left."""
-        if len(self.heads) <= self._most_heads:
-            return
-        used = set()
-        for head, answers in self._db.execute("SELECT head, answers FROM pending"):
-            used.add(head)
-            used.update(packing.heads_in(answers))
-        with self._transaction():
-            self._db.executemany(
-                "DELETE FROM heads WHERE number = ?",
-                [(number,) for number in self.heads if number not in used],
-            )
-        self._know_heads()
-        self._most_heads = max(_HEADS, 2 * len(self.heads))
 
     # -- the file ---------------------------------------------------------------
 
@@ -373,18 +293,11 @@ class Shard:
         self.offsets = meta.get("offsets", {})
         self._times = meta.get("times", {})
         self.counts = meta.get("counts", {})
-        self._held = meta.get("held", 0)
-        self._know_heads()
-
-    def _know_heads(self) -> None:
-        self.heads: dict[int, packing.Head] = {
-            number: packing.head_from(packed)
-            for number, packed in self._db.execute("SELECT * FROM heads")
-        }
-        self._numbers = {head: number for number, head in self.heads.items()}
+        self._requests = Requests(self._db, self._plain, meta.get("held", 0))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        held = self._requests.held
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -392,5 +305,8 @@ class Shard:
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            self._know_heads()  # some may have been written in what is undone
+            # Some of it may have been written in what is undone.
+            self._plain.forget()
+            self._requests.forget()
+            self._requests.held = held
             raise

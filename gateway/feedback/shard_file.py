@@ -7,6 +7,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+from gateway.feedback import requests, slots
 from gateway.feedback.packing import FORMAT
 from gateway.logs import get_logger
 
@@ -17,20 +18,11 @@ _APPLICATION = 0x4261746A
 """SQLite's ``application_id``: "Batj"."""
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE heads (number INTEGER PRIMARY KEY, packed BLOB NOT NULL UNIQUE)",
-    """CREATE TABLE pending (
-        id BLOB PRIMARY KEY, due_ms INTEGER NOT NULL, head INTEGER NOT NULL,
-        time_ms INTEGER NOT NULL, delay_ms INTEGER NOT NULL, flags INTEGER NOT NULL,
-        answers BLOB NOT NULL, labels BLOB
-    ) WITHOUT ROWID""",
-    "CREATE INDEX pending_due ON pending (due_ms)",
-    """CREATE TABLE dangling (
-        id BLOB PRIMARY KEY, due_ms INTEGER NOT NULL, packed BLOB NOT NULL
-    ) WITHOUT ROWID""",
-    "CREATE INDEX dangling_due ON dangling (due_ms)",
     # A block of them, by the number of its last.
     "CREATE TABLE outcomes (last INTEGER PRIMARY KEY, rows INTEGER, packed BLOB)",
     "CREATE TABLE outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, packed BLOB)",
+    *requests.TABLES,
+    *slots.TABLES,
 )
 
 

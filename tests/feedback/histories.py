@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 import struct
+import uuid
 from collections.abc import Sequence
 
-from gateway.feedback.join import Effects, Join, WorkingSet
+from gateway.feedback.blocks import Answer, TensorLayout, encode
+from gateway.feedback.columns import Block
+from gateway.feedback.join import Join
+from gateway.feedback.pending import Effects, WorkingSet
 from gateway.feedback.types import Event, Label, LabelKind, Prediction, Stored, Tensor
 from gateway.feedback_config import FeedbackConfig, JoinConfig
 
@@ -38,6 +42,29 @@ def prediction(
         id_of(time_ms, number), time_ms, "m", version, role, "rule", 1.0, 1, 0, "", -1,
         (), rows, (output,), (), 10, "", "",
     )  # fmt: skip
+
+
+def block(predictions: Sequence[Prediction]) -> Block:
+    """Return predictions as the log has them."""
+    return Block(
+        encode(
+            [
+                Answer(
+                    str(uuid.UUID(bytes=one.id)).encode(),
+                    one.model,
+                    one.time_ms * 1_000_000,
+                    one.latency_us,
+                    one.rows,
+                    one,
+                    (one.unit, one.bucket, one.segments),
+                    tuple([TensorLayout(*t[:2], t.shape[1:]) for t in one.outputs]),
+                    [tensor.data for tensor in one.outputs],
+                    one.request_id.encode(),
+                )
+                for one in predictions
+            ]
+        )
+    )
 
 
 def label(

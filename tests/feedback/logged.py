@@ -81,7 +81,9 @@ def looked_at(path: Path) -> tuple[dict[str, int], int] | None:
                 "SELECT value FROM meta WHERE name = 'offsets'"
             ).fetchone() or ("{}",)
             (open_,) = db.execute(
-                "SELECT count(*) FROM pending WHERE due_ms < ?", (soon_ms,)
+                "SELECT (SELECT count(*) FROM pending WHERE due_ms < ?)"
+                " + (SELECT count(*) FROM parts WHERE NOT closed)",
+                (soon_ms,),
             ).fetchone()
         except sqlite3.OperationalError:  # it is being made
             return None

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from gateway.feedback.blocks import (
     Answer,
-    BadBlock,
     Layout,
     TensorLayout,
-    decode,
     encode,
     id_of,
 )
+from gateway.feedback.columns import BadBlock, decode
 from gateway.feedback.types import Prediction, Tensor
 from gateway.protocol import records_pb2 as pb
 

@@ -25,7 +25,7 @@ from onnx import helper
 from onnx.numpy_helper import from_array
 
 from gateway.client_rpc import ClientError
-from gateway.feedback.blocks import decode
+from gateway.feedback.columns import decode
 from gateway.feedback.log import DEAD_LETTERS, PREDICTIONS, Place
 from gateway.feedback.log_file import LogFile
 from gateway.feedback.shard import Shard

@@ -9,7 +9,7 @@ import struct
 import pytest
 from pydantic import ValidationError
 
-from gateway.feedback.join import Effects
+from gateway.feedback.pending import Effects
 from gateway.feedback.types import Label, LabelKind, Reason, Status, Tensor
 from gateway.feedback_config import JoinConfig
 from tests.feedback.histories import (

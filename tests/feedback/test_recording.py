@@ -13,7 +13,7 @@ import pytest
 
 from gateway.config import Config
 from gateway.controller import recording
-from gateway.feedback.blocks import decode
+from gateway.feedback.columns import decode
 from gateway.feedback.frames import BLOCK_HEADER
 from gateway.feedback.log import PREDICTIONS, Place
 from gateway.feedback.log_file import LogFile

@@ -12,7 +12,8 @@ import pytest
 import uvloop
 
 from gateway.clock import now_ns
-from gateway.feedback.blocks import Answer, TensorLayout, decode
+from gateway.feedback.blocks import Answer, TensorLayout
+from gateway.feedback.columns import decode
 from gateway.feedback.embedded import EmbeddedLog
 from gateway.feedback.frames import ACKNOWLEDGED, BLOCK_HEADER, FRAME
 from gateway.feedback.log import PREDICTIONS, EventsRefused, LogUnavailable

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from gateway.feedback.join import Effects
 from gateway.feedback.log import LABELS, PREDICTIONS
+from gateway.feedback.pending import Effects
 from gateway.feedback.shard import Input, Shard
-from gateway.feedback.types import Label, Outcome, Reason
+from gateway.feedback.types import Label, Outcome, Prediction, Reason, Stored
 from gateway.feedback_config import FeedbackConfig
 from tests.feedback import histories
 from tests.feedback.histories import T0, config_of, history, interleaved
@@ -27,10 +29,46 @@ END = {PREDICTIONS: T0 + 1_000_000, LABELS: T0 + 1_000_000}
 
 
 def inputs_of(events: Sequence[histories.Input]) -> list[Input]:
-    return [(e, what if isinstance(what, Label) else [what]) for e, what in events]
+    return [
+        (e, what if isinstance(what, Label) else histories.block([what]))
+        for e, what in events
+    ]
 
 
-def whole(outcomes: Sequence[Outcome]) -> Effects:
+Event = tuple[Stored, list[Prediction] | Label]
+
+
+def grouped(rng: random.Random, made: Sequence[histories.Input]) -> list[Event]:
+    """Return the same events, some predictions together in a block, of two models."""
+    events: list[Event] = []
+    for stored, what in made:
+        if isinstance(what, Label):
+            events.append((stored, what))
+            continue
+        one = what._replace(model="mn"[what.id[-1] % 2])
+        if events and isinstance(events[-1][1], list) and rng.random() < 0.6:
+            events[-1][1].append(one)
+        else:
+            events.append((stored, [one]))
+    return events
+
+
+def flat(events: Sequence[Event]) -> list[histories.Input]:
+    return [
+        (stored, each)
+        for stored, what in events
+        for each in (what if isinstance(what, list) else [what])
+    ]
+
+
+def read(events: Sequence[Event]) -> list[Input]:
+    return [
+        (stored, what if isinstance(what, Label) else histories.block(what))
+        for stored, what in events
+    ]
+
+
+def whole(outcomes: Iterable[Outcome]) -> Effects:
     return Effects(outcomes=list(outcomes))
 
 
@@ -40,7 +78,8 @@ def test_batches_reopened_in_between_come_to_what_the_definition_says(
     for seed in range(HISTORIES):
         rng = random.Random(seed)
         config, made = history(rng)
-        inputs = inputs_of(interleaved(rng, made))
+        events = grouped(rng, made)
+        inputs = read(interleaved(rng, events))
         shard = Shard(tmp_path / f"{seed}.db", 0, config)
         at = 0
         while at < len(inputs):
@@ -56,7 +95,7 @@ def test_batches_reopened_in_between_come_to_what_the_definition_says(
         rows = whole([row for _, row in shard.outcomes()])
         letters = [dead.letter for dead in shard.outbox()]
         dead = {f"{letter.stored.offset}:{letter.reason}" for letter in letters}
-        assert (net_of(rows), dead) == expected(config, made), seed
+        assert (net_of(rows), dead) == expected(config, flat(events)), seed
         assert shard.gauges().pending == 0
         shard.close()
 
@@ -65,10 +104,11 @@ def test_a_replay_from_zero_gives_the_same_state(tmp_path: Path) -> None:
     for seed in range(HISTORIES):
         rng = random.Random(seed)
         config, made = history(rng)
+        events = grouped(rng, made)
         prints = set()
         for turn in range(3):
             shard = Shard(tmp_path / f"{seed}-{turn}.db", 0, config)
-            inputs = inputs_of(interleaved(rng, made))
+            inputs = read(interleaved(rng, events))
             size = rng.randint(1, 9)
             for at in range(0, len(inputs), size):
                 shard.apply(inputs[at : at + size])
@@ -172,7 +212,7 @@ def test_a_damaged_file_is_set_aside_and_begun_anew(tmp_path: Path) -> None:
 def test_a_longer_window_holds_for_what_is_pending(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "0.db", 0, config_of())
     one = histories.prediction()
-    shard.apply([(histories.stored(PREDICTIONS, 0, T0), [one])])
+    shard.apply([(histories.stored(PREDICTIONS, 0, T0), histories.block([one]))])
     shard.close()
     shard = Shard(tmp_path / "0.db", 0, config_of(window_s=100))
     assert not shard.apply([], caught_up_ms=dict.fromkeys(END, T0 + 50_000))
@@ -194,16 +234,24 @@ def test_what_is_in_the_state_already_changes_nothing(tmp_path: Path) -> None:
 def test_a_batch_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "0.db", 0, config_of())
     good, bad = histories.prediction(1), histories.prediction(2)
-    broken = bad._replace(unit=object())  # type: ignore[arg-type]
     first = histories.stored(PREDICTIONS, 0, T0)
+    both = histories.block([good, bad])
+    said, at = histories.label()
+    broken = said._replace(weight=object())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unmarshallable"):
-        shard.apply([(first, [good, broken])])
+        shard.apply([(first, both), (histories.stored(LABELS, 0, at), broken)])
     assert (shard.gauges().pending, shard.offsets) == (0, {})
-    shard.apply([(first, [good, bad])])
+    shard.apply([(first, both)])
     shard.close()
     shard = Shard(tmp_path / "0.db", 0, config_of())
     assert len(shard.apply([], caught_up_ms=END)) == 2
     shard.close()
+
+
+def heads_in(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as db:
+        (count,) = db.execute("SELECT count(*) FROM heads").fetchone()
+    return int(count)
 
 
 def test_heads_that_no_request_has_are_dropped(tmp_path: Path) -> None:
@@ -211,10 +259,10 @@ def test_heads_that_no_request_has_are_dropped(tmp_path: Path) -> None:
     for batch in range(30):
         at, made = T0 + batch * 60_000, []
         for number in range(500):
-            one = histories.prediction(number, at)
+            one = histories.prediction(number, at, rows=2)
             made.append(one._replace(segments=(f"{batch}-{number}",), snapshot=number))
-        shard.apply([(histories.stored(PREDICTIONS, batch, at), made)])
-        assert len(shard.heads) <= 4096 + 500
+        shard.apply([(histories.stored(PREDICTIONS, batch, at), histories.block(made))])
+        assert heads_in(tmp_path / "0.db") <= 4096 + 500
         rows = shard.apply([], caught_up_ms=dict.fromkeys(END, at + 10_001))
         assert {row.segments[0] for row in rows} == {
             f"{batch}-{number}" for number in range(500)
@@ -228,14 +276,16 @@ def test_heads_that_no_request_has_are_dropped(tmp_path: Path) -> None:
 def test_what_policies_change_all_the_time_makes_no_heads(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "0.db", 0, config_of())
     made = [
-        histories.prediction(n)._replace(snapshot=n, revision=n, propensity=1 / (n + 1))
+        histories.prediction(n, rows=2)._replace(
+            snapshot=n, revision=n, propensity=1 / (n + 1)
+        )
         for n in range(100)
     ]
-    shard.apply([(histories.stored(PREDICTIONS, 0, T0), made)])
-    assert len(shard.heads) == 2
+    shard.apply([(histories.stored(PREDICTIONS, 0, T0), histories.block(made))])
+    assert heads_in(tmp_path / "0.db") == 2
     rows = shard.apply([], caught_up_ms=END)
     assert sorted((r.snapshot, r.revision, r.propensity) for r in rows) == [
-        (n, n, 1 / (n + 1)) for n in range(100)
+        (n, n, 1 / (n + 1)) for n in range(100) for _ in range(2)
     ]
     shard.close()
 
@@ -252,4 +302,64 @@ def test_outcomes_keep_their_numbers(tmp_path: Path) -> None:
     left = shard.outcomes(most=10_000)
     assert left == numbered[-len(left) :]
     assert 900 <= len(left) < 900 + 500
+    shard.close()
+
+
+def test_each_label_finds_its_prediction_among_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.feedback.shard.MOST_CACHED", 300)
+    rng, config = random.Random(4), config_of(window_s=60)
+    made = [histories.prediction(n, T0 + 8 * n) for n in range(3000)]
+    blocks: list[Event] = [
+        (histories.stored(PREDICTIONS, at // 150, T0 + 8 * at), made[at : at + 150])
+        for at in range(0, 3000, 150)
+    ]
+    again = [
+        (histories.stored(PREDICTIONS, 100 + at, T0 + 30_000), blocks[at][1])
+        for at in (3, 7)
+    ]
+    said = [*range(0, 3000, 2), 4, 400, 2998]  # some of them twice
+    rng.shuffle(said)
+    labels = [
+        histories.label(float(n), n, born_ms=T0 + 8 * n, at=25_000)[0] for n in said
+    ]
+    arrived: list[Event] = [
+        (histories.stored(LABELS, at, T0 + 25_000), label)
+        for at, label in enumerate(labels)
+    ]
+    path = tmp_path / "0.db"
+    for some in (blocks, arrived[:700], again, arrived[700:]):
+        shard = Shard(path, 0, config)
+        for at in range(0, len(some), 100):
+            shard.apply(read(some[at : at + 100]))
+        shard.close()
+    shard = Shard(path, 0, config)
+    assert shard.gauges().pending == 3000
+    assert shard.counts == {
+        "applied": 1500, "duplicate": 3, "predictions_again": 300
+    }  # fmt: skip
+    shard.apply([], caught_up_ms=dict.fromkeys(END, T0 + 100_000))
+    rows = [row for _, row in shard.outcomes(most=10_000)]
+    shard.close()
+    found = {row.id: dict(row.labels).get("label") for row in rows}
+    assert len(rows) == len(found) == 3000
+    assert found == {one.id: None if n % 2 else n for n, one in enumerate(made)}
+
+
+def test_a_shadow_that_answers_later_shares_the_label(tmp_path: Path) -> None:
+    shard = Shard(tmp_path / "0.db", 0, config_of())
+    said, at = histories.label(5.0)
+    shadow = histories.prediction(version=2, role="shadow")
+    for event, what in (
+        (histories.stored(PREDICTIONS, 0, T0), [histories.prediction()]),
+        (histories.stored(LABELS, 0, at), said),
+        (histories.stored(PREDICTIONS, 1, at), [shadow]),
+    ):
+        shard.apply(read([(event, what)]))
+    rows = list(shard.apply([], caught_up_ms=END))
+    assert [(row.version, row.labels) for row in rows] == [
+        (1, (("label", 5.0),)),
+        (2, (("label", 5.0),)),
+    ]
     shard.close()
