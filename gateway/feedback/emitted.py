@@ -6,6 +6,7 @@ import marshal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from gateway.feedback.checked import dumped, loaded
 from gateway.feedback.types import Outcome, Status, Tensor
 
 OUTPUT, STATUS = map(Outcome._fields.index, ("output", "status"))
@@ -60,7 +61,7 @@ class Emitted:
         packed = [
             (column[0],) if _is_one(column) else list(column) for column in self.columns
         ]
-        return marshal.dumps((len(self), packed))
+        return dumped((len(self), packed), marshal.version)
 
 
 def _is_one(column: Sequence[Any]) -> bool:
@@ -81,7 +82,7 @@ def joined(parts: Iterable[Emitted]) -> Emitted:
 
 def unpacked(packed: bytes) -> Emitted:
     """Return what `Emitted.pack` made bytes of."""
-    rows, columns = marshal.loads(packed)  # noqa: S302  # only what this module wrote
+    rows, columns = loaded(packed)
     return Emitted(
         [each * rows if isinstance(each, tuple) else each for each in columns]
     )

@@ -37,6 +37,7 @@ from gateway.feedback.log import (
 )
 from gateway.feedback.partition import partition_of
 from gateway.feedback.shard import Dead, Input, Shard
+from gateway.feedback.shard_file import is_damage, set_aside
 from gateway.feedback.types import DeadLetter, Event, Reason, Stored
 from gateway.feedback_config import FeedbackConfig
 from gateway.logs import get_logger
@@ -114,6 +115,8 @@ class Joiner:
                 except (GatewayError, OSError, sqlite3.Error) as error:
                     reason = getattr(error, "message", str(error))
                     _log.error("join_interrupted", reason=reason, again_in_s=pause_s)
+                except Exception:  # else nobody would join until the next start
+                    _log.exception("join_failed", again_in_s=pause_s)
                 finally:
                     with suppress(GatewayError, OSError):
                         await consumer.stop()
@@ -129,8 +132,9 @@ class Joiner:
         """Have `health` say what partitions hold now, and drop what none need keep."""
         async with self._lock:
             for partition, shard in sorted(self._shards.items()):
-                self.health.holds(partition, await self._work(shard.gauges))
-                await self._work(partial(shard.trim, self._config.max_outcomes))
+                self.health.holds(partition, await self._at(partition, shard.gauges))
+                trim = partial(shard.trim, self._config.max_outcomes)
+                await self._at(partition, trim)
 
     def _group(self) -> str:
         kafka = self._config.kafka
@@ -170,7 +174,8 @@ class Joiner:
                     if behind.get(Place(topic, partition)) == 0
                 }
                 share = shares.get(partition, ())
-                rows = await self._work(partial(self._join, shard, share, caught_up))
+                join = partial(self._join, shard, share, caught_up)
+                rows = await self._at(partition, join)
                 self.health.rows(rows)
                 self.health.counted(partition, shard.counts)
                 await self._send(partition, shard)
@@ -203,10 +208,10 @@ class Joiner:
 
     async def _send(self, partition: int, shard: Shard) -> None:
         """Append the dead letters that a shard has."""
-        while dead := await self._work(shard.outbox):
+        while dead := await self._at(partition, shard.outbox):
             letters = [self._letter(one) for one in dead]
             await self._log.append(DEAD_LETTERS, partition, letters)
-            await self._work(partial(shard.sent, dead[-1].number))
+            await self._at(partition, partial(shard.sent, dead[-1].number))
 
     def _letter(self, dead: Dead) -> Event:
         letter = dead.letter
@@ -228,7 +233,7 @@ class Joiner:
         starts = {}
         async with self._lock:
             for partition in partitions:
-                shard = await self._work(partial(self._open, partition))
+                shard = await self._at(partition, partial(self._open, partition))
                 self._shards[partition] = shard
                 for topic in (PREDICTIONS, LABELS):
                     starts[Place(topic, partition)] = shard.offsets.get(topic, 0)
@@ -237,8 +242,10 @@ class Joiner:
 
     def _open(self, partition: int) -> Shard:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{partition}.sqlite"
-        return Shard(path, partition, self._config)
+        return Shard(self._path(partition), partition, self._config)
+
+    def _path(self, partition: int) -> Path:
+        return self._folder / f"{partition}.sqlite"
 
     async def _revoked(self, partitions: Collection[int]) -> None:
         async with self._lock:
@@ -251,6 +258,17 @@ class Joiner:
                 self.health.forget(partition)
                 await self._work(shard.close)
         self._committed = {}
+
+    async def _at(self, partition: int, work: Callable[[], _T]) -> _T:
+        """Have a shard do something; one that is damaged is made anew from the log."""
+        try:
+            return await self._work(work)
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                await self._close((partition,))
+                path = self._path(partition)
+                await self._work(partial(set_aside, path, partition))
+            raise
 
     async def _work(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()

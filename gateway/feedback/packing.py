@@ -1,12 +1,16 @@
-"""The join's state as bytes in a row; see `gateway.feedback.shard` for the layout."""
+"""The join's state as bytes in a row; see `gateway.feedback.shard` for the layout.
+
+Everything ends with its checksum: SQLite has some in its write-ahead log, but none in
+the file itself.
+"""
 
 from __future__ import annotations
 
-import marshal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from gateway.feedback.checked import Damaged, dumped, loaded
 from gateway.feedback.label_state import Known
 from gateway.feedback.pending import Answers, Held, Pending
 from gateway.feedback.types import (
@@ -29,9 +33,7 @@ Head = tuple[Any, ...]
 
 def pack(value: object) -> bytes:
     """Return named tuples and plain values, within each other, as bytes."""
-    # Version 2 has no back references: equal values give equal bytes.
-    plain: Any = _plain(value)
-    return marshal.dumps(plain, 2)
+    return dumped(_plain(value))
 
 
 def _plain(value: object) -> object:
@@ -40,20 +42,16 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, str) else value
 
 
-def _load(packed: bytes) -> Any:  # noqa: ANN401
-    return marshal.loads(packed)  # noqa: S302  # only what this module wrote
-
-
 def head_from(packed: bytes) -> Head:
     """Return what `pack` made of a head."""
-    head: Head = _load(packed)
+    head: Head = loaded(packed)
     return head
 
 
 def pack_answers(answers: Answers, number_of: Callable[[Head], int]) -> bytes:
     """Return answers as bytes; `number_of` gives the number of a head."""
     # What changes from one request to the next is no part of the head.
-    return marshal.dumps(
+    return dumped(
         [
             (
                 number_of((one.version, one.role, one.policy, one.segments,
@@ -62,14 +60,13 @@ def pack_answers(answers: Answers, number_of: Callable[[Head], int]) -> bytes:
                 *[tensor.data for tensor in one.outputs],
             )
             for one in answers.values()
-        ],
-        2,
+        ]
     )  # fmt: skip
 
 
 def heads_in(packed: bytes) -> Iterator[int]:
     """Return the numbers of the heads that `pack_answers` was given."""
-    return (answer[0] for answer in _load(packed))
+    return (answer[0] for answer in loaded(packed))
 
 
 def pack_labels(pending: Pending) -> bytes | None:
@@ -77,7 +74,7 @@ def pack_labels(pending: Pending) -> bytes | None:
     if not pending.labels and not pending.revisions:
         return None
     labels = [(at, known[:]) for at, known in pending.labels.items()]
-    return marshal.dumps((labels, pending.revisions), 2)
+    return dumped((labels, pending.revisions))
 
 
 def pack_pending(
@@ -104,12 +101,15 @@ def flags_of(pending: Pending) -> int:
 def pending_from(columns: Sequence[Any], heads: Mapping[int, Head]) -> Pending:
     """Return what `pack_pending` was given; its answers are read when asked for."""
     key, _, number, time_ms, delay_ms, flags, answers, packed = columns
-    model, rows = heads[number]
+    try:
+        model, rows = heads[number]
+    except (KeyError, ValueError):
+        raise Damaged("a request has no head") from None
     load = partial(_answers_from, answers, heads, (key, time_ms, model, rows))
     found = Pending(model, time_ms, rows, time_ms + delay_ms, load)
     found.activated, found.closed = bool(flags & 1), bool(flags & 2)
     if packed is not None:
-        labels, found.revisions = _load(packed)
+        labels, found.revisions = loaded(packed)
         found.labels = {at: Known(*known) for at, known in labels}
     return found
 
@@ -121,8 +121,11 @@ def _answers_from(
 ) -> Answers:
     key, time_ms, model, rows = request
     found = {}
-    for number, propensity, revision, snapshot, unit, bucket, *data in _load(packed):
-        version, role, policy, segments, forms = heads[number]
+    for number, propensity, revision, snapshot, unit, bucket, *data in loaded(packed):
+        try:
+            version, role, policy, segments, forms = heads[number]
+        except (KeyError, ValueError):
+            raise Damaged("an answer has no head") from None
         outputs = tuple(
             [
                 Tensor(name, datatype, shape, each)
@@ -155,12 +158,12 @@ def pack_held(held: list[Held]) -> bytes:
 
 def held_from(packed: bytes) -> list[Held]:
     """Return what `pack_held` was given."""
-    return [Held(_stored(stored), _label(label)) for stored, label in _load(packed)]
+    return [Held(_stored(stored), _label(label)) for stored, label in loaded(packed)]
 
 
 def dead_from(packed: bytes) -> DeadLetter:
     """Return what `pack` made of a dead letter."""
-    stored, reason, detail, first_ms, attempts = _load(packed)
+    stored, reason, detail, first_ms, attempts = loaded(packed)
     return DeadLetter(_stored(stored), Reason(reason), detail, first_ms, attempts)
 
 

@@ -76,7 +76,11 @@ class Shard:
         self._times: dict[str, int] = {}
         self._db = shard_file.opened(path, partition)
         self._plain = Plain(self._db, config, MOST_CACHED // config.partitions)
-        self._load()
+        try:
+            self._load()
+        except BaseException:
+            self._db.close()
+            raise
 
     def apply(
         self,

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from gateway.feedback import requests, slots
+from gateway.feedback.checked import Damaged
 from gateway.feedback.packing import FORMAT
 from gateway.logs import get_logger
 
@@ -16,6 +17,7 @@ _log = get_logger("join")
 _CACHE_KIB = 8192
 _APPLICATION = 0x4261746A
 """SQLite's ``application_id``: "Batj"."""
+_DAMAGE = (sqlite3.DatabaseError, sqlite3.IntegrityError, Damaged)
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     # A block of them, by the number of its last.
@@ -31,14 +33,29 @@ def opened(path: Path, partition: int) -> sqlite3.Connection:
     try:
         return _whole(path, partition)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
+        if not is_damage(error):
             raise
+    set_aside(path, partition)
+    return _whole(path, partition)
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Return whether a file is not what was written; a full disk is no such error."""
+    if isinstance(error, sqlite3.OperationalError):
+        # Python's own: a column that was bytes claims to be text.
+        return not hasattr(error, "sqlite_errorcode")
+    return type(error) in _DAMAGE
+
+
+def set_aside(path: Path, partition: int) -> None:
+    """Keep a damaged file, which nobody has open, and forget an earlier one."""
+    for earlier in path.parent.glob(f"{path.stem}.damaged-*"):
+        earlier.unlink()
     aside = path.with_suffix(f".damaged-{time.time_ns()}")
     for suffix in ("", "-wal", "-shm"):
         if (beside := Path(f"{path}{suffix}")).exists():
             beside.rename(f"{aside}{suffix}")
     _log.error("join_was_damaged", partition=partition, kept_at=str(aside))
-    return _whole(path, partition)
 
 
 def _whole(path: Path, partition: int) -> sqlite3.Connection:

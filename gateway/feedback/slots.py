@@ -7,7 +7,6 @@ among a million ids, two have the same once in 10^7 slots.
 
 from __future__ import annotations
 
-import marshal
 import sqlite3
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gateway.feedback.checked import dumped, loaded, sealed, unsealed
 from gateway.feedback.columns import Block, ids_of
 from gateway.feedback.pending import horizon_ms
 from gateway.feedback.types import Value
@@ -213,7 +213,9 @@ class Slots:
         )
         row = (part.number, slot, part.due_ms, model, *times_ms, part.closed, plain)
         self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        self._db.execute("INSERT INTO part_blocks VALUES (?, ?)", (part.number, packed))
+        self._db.execute(
+            "INSERT INTO part_blocks VALUES (?, ?)", (part.number, sealed(packed))
+        )
         if plain < len(states):
             gone = np.flatnonzero(states) + (part.number << ROW_BITS)
             self.write(slot, Note(gone.tolist(), []))
@@ -236,7 +238,7 @@ class Slots:
         (packed,) = self._db.execute(
             "SELECT packed FROM part_blocks WHERE number = ?", (number,)
         ).fetchone()
-        return Block(packed)
+        return Block(unsealed(packed))
 
     def of(self, slot: int) -> Sequence[Part]:
         """Return the parts of a slot."""
@@ -291,7 +293,7 @@ class Slots:
         """Write a note down; the states of its places are the caller's to set."""
         self._db.execute(
             "INSERT INTO notes (slot, packed) VALUES (?, ?)",
-            (slot, marshal.dumps((*note,))),
+            (slot, dumped((*note,))),
         )
         self._noted = None
 
@@ -303,7 +305,7 @@ class Slots:
         for (packed,) in self._db.execute(
             "SELECT packed FROM notes WHERE slot = ?", (slot,)
         ):
-            gone, labels = marshal.loads(packed)  # noqa: S302  # `write` made them
+            gone, labels = loaded(packed)
             notes.gone.update(gone)
             notes.labels.update({said[0]: said for said in labels})
         self._noted = slot, notes
@@ -341,7 +343,7 @@ class Slots:
             "WHERE slot = ? ORDER BY number",
             (number,),
         ):
-            keys, _ = keys_of(ids_of(packed))
+            keys, _ = keys_of(ids_of(unsealed(packed)))
             slot.add(self._part(row, len(keys)), keys)
         if slot.parts:
             notes = self.notes(number)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -240,3 +241,44 @@ async def test_what_could_not_be_told_is_told_after_a_restart(
     (dead,) = await running.dead()
     assert dead.reason == "unreadable"
     assert [row.labels for row in running.rows() if row.labels] == [(("label", 4.0),)]
+
+
+@pytest.mark.parametrize("harm", ["rotten row", "rotten bytes", "lost page"])
+async def test_a_file_that_is_found_damaged_at_work_is_made_anew(
+    running: Running, harm: str
+) -> None:
+    """F20: it is not begun with again and again, and every label counts once."""
+    async with running.joining() as joiner:
+        await running.predicted()
+        await running.labelled(*(said(name, 2.0) for name in NAMES[:10]))
+        await until(lambda: counts(joiner) == {"applied": 10})
+    folder = running.folder / "joins"
+    for path in folder.glob("*.sqlite"):
+        damage(path, harm)
+    async with running.joining() as joiner:
+        await running.labelled(*(said(name, 3.0) for name in NAMES[10:]))
+        await until(lambda: counts(joiner) == {"applied": 20})
+        running.clock.ahead_ms = 66_000
+        await until(lambda: sum(r[-1] for r in joiner.health.snapshot()["rows"]) == 20)
+    assert len(list(folder.glob("*.damaged-*"))) == PARTITIONS
+    labels = [dict(row.labels)["label"] for row in running.rows()]
+    assert sorted(labels) == [2.0] * 10 + [3.0] * 10
+
+
+def damage(path: Path, harm: str) -> None:
+    """Harm all requests in a file that was closed."""
+    rot = {
+        "rotten row": "substr(packed, 2) || x'00'",  # text, where bytes were
+        "rotten bytes": "CAST(x'00' || substr(packed, 2) AS BLOB)",
+    }
+    with closing(sqlite3.connect(path)) as db:
+        if harm in rot:
+            db.execute(f"UPDATE part_blocks SET packed = {rot[harm]}")
+            db.commit()
+            return
+        (page,) = db.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'part_blocks'"
+        ).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
