@@ -1,4 +1,4 @@
-"""Several joiners on real Kafka, killed, stopped and started all the time."""
+"""Several joiners on real Kafka, killed, stopped, paused and started all the time."""
 
 from __future__ import annotations
 
@@ -6,160 +6,28 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
-from uuid import UUID, uuid4
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.kafka.broker import Cluster
-from gateway.clock import PredictionIds
-from gateway.feedback import cloudevents
 from gateway.feedback.kafka import KafkaLog
-from gateway.feedback.log import LABELS, PREDICTIONS, LogUnavailable
-from gateway.feedback.partition import partitions_of
-from gateway.feedback.shard import Shard
-from gateway.feedback.types import Event, Label, LabelKind
-from gateway.feedback_config import FeedbackConfig
-from tests.feedback.logged import block, looked_at
-from tests.gateway_process import wait_for
+from tests.kafka.joiners import (
+    MEMBERS,
+    PARTITIONS,
+    Load,
+    Members,
+    all_read,
+    config_of,
+)
 
-ROOT = Path(__file__).parents[2]
-PARTITIONS = 4
-MEMBERS = 3
-CHAOS_S = 14.0 * int(os.environ.get("ADVERSITY_REPEAT", "1"))
-
-
-class Members:
-    """Joiner processes of one group, each with a folder of its own."""
-
-    def __init__(self, config: FeedbackConfig, folder: Path) -> None:
-        self._config = config.model_dump_json()
-        self._folder = folder
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-        for member in range(MEMBERS):
-            self.start(member)
-
-    def folder(self, member: int) -> Path:
-        return self._folder / str(member)
-
-    def start(self, member: int) -> None:
-        """Start one, unless it runs."""
-        running = self._running.get(member)
-        if running is not None and running.poll() is None:
-            return
-        command = [sys.executable, "-m", "tests.kafka.joiner_process"]
-        log = (self._folder / f"{member}.log").open("ab")
-        self._running[member] = subprocess.Popen(
-            [*command, self._config, str(self.folder(member))],
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
-        log.close()
-
-    def end(self, member: int, how: signal.Signals) -> None:
-        """Stop or kill one."""
-        self._running[member].send_signal(how)
-        self._running[member].wait(30)
-
-    def stop(self) -> None:
-        for member in self._running:
-            with suppress(ProcessLookupError):
-                self.end(member, signal.SIGTERM)
-
-    def outcomes(self, member: int, partition: int) -> dict[bytes, object] | None:
-        """Return the labels that one's rows of a partition add up to, once stopped."""
-        path = self.folder(member) / f"{partition}.sqlite"
-        if not path.exists():
-            return None
-        shard = Shard(path, partition, FeedbackConfig.model_validate_json(self._config))
-        net: Counter[tuple[bytes, object]] = Counter()
-        for _, row in shard.outcomes(most=1_000_000):
-            # None where a label came after the window, and was a correction.
-            net[row.id, dict(row.labels).get("label")] += row.sign
-        shard.close()
-        assert set(net.values()) <= {0, 1}
-        return {key: value for (key, value), sign in net.items() if sign}
-
-
-class Load:
-    """Predictions and labels as fronts and producers append them."""
-
-    def __init__(self, log: KafkaLog) -> None:
-        self._log = log
-        self._ids = PredictionIds()
-        self._order = random.Random(3)
-        self._waiting: list[tuple[int, Label]] = []
-        self._step = 0
-        self.truth: dict[bytes, float] = {}
-
-    async def step(self) -> None:
-        """Append some predictions, and some labels of earlier ones."""
-        self._step += 1
-        now_ms = time.time_ns() // 1_000_000
-        names = self._ids.mint_all(40)
-        for name in names:
-            self._say(UUID(name.decode()).bytes, now_ms)
-        places = partitions_of(names, PARTITIONS)
-        await self._append(
-            PREDICTIONS,
-            [
-                (partition, Event(b"", block([name], now_ms)))
-                for partition, name in zip(places, names, strict=True)
-            ],
-        )
-        due = [label for step, label in self._waiting if step <= self._step]
-        self._waiting = [each for each in self._waiting if each[0] > self._step]
-        self._order.shuffle(due)
-        await self.send(due)
-
-    def _say(self, key: bytes, now_ms: int) -> None:
-        """Label a prediction soon: once, twice, or otherwise first."""
-        value = float(self._order.randrange(1000))
-        self.truth[key] = value
-        right = self._label(key, value, 1, now_ms)
-        self._waiting.append((self._step + self._order.randrange(20), right))
-        luck = self._order.random()
-        if luck < 0.2:
-            self._waiting.append((self._step + self._order.randrange(40), right))
-        elif luck > 0.8:
-            wrong = self._label(key, -1.0, 0, now_ms)
-            self._waiting.append((self._step + self._order.randrange(40), wrong))
-
-    @staticmethod
-    def _label(key: bytes, value: float, seq: int, now_ms: int) -> Label:
-        kind = LabelKind.VALUE
-        return Label(
-            uuid4().hex, "test", key, None, 0, "label", kind, value, seq, now_ms, 1.0
-        )
-
-    async def rest(self) -> None:
-        """Append all labels that are left."""
-        await self.send([label for _, label in self._waiting])
-        self._waiting = []
-
-    async def send(self, labels: list[Label]) -> None:
-        events = [cloudevents.encode(label) for label in labels]
-        places = partitions_of([event.key for event in events], PARTITIONS)
-        await self._append(LABELS, list(zip(places, events, strict=True)))
-
-    async def _append(self, topic: str, events: list[tuple[int, Event]]) -> None:
-        """Append events, again where the log may not have them."""
-        for partition in range(PARTITIONS):
-            share = [event for where, event in events if where == partition]
-            while share:
-                try:
-                    await self._log.append(topic, partition, share)
-                except LogUnavailable:
-                    await asyncio.sleep(0.2)
-                else:
-                    break
+REPEAT = int(os.environ.get("ADVERSITY_REPEAT", "1"))
+CHAOS_S = 14.0 * REPEAT
+GROUP = "baton-baton"
+"""Of the joiners, with the configuration as it is by default."""
 
 
 @pytest.fixture
@@ -176,22 +44,6 @@ async def log(own_kafka: Cluster) -> AsyncIterator[KafkaLog]:
     made = await KafkaLog.open(config.kafka, PARTITIONS)
     yield made
     await made.close()
-
-
-def config_of(cluster: Cluster) -> FeedbackConfig:
-    kafka = {"bootstrap_servers": [cluster.bootstrap], "session_timeout_ms": 2000}
-    return FeedbackConfig.model_validate(
-        {
-            "enabled": True,
-            "partitions": PARTITIONS,
-            "kafka": {**kafka, "stuck_after_s": 5},
-            "default": {
-                "labels": {"label": {"type": "number"}},
-                "window_s": 8,
-                "lateness_s": 3600,
-            },
-        }
-    )
 
 
 @pytest.mark.slow
@@ -220,22 +72,10 @@ async def test_every_label_counts_once_whoever_is_killed(
                     broken += 1
                 for each in range(MEMBERS):
                     members.start(each)
-        await load.rest()
-        ends = {
-            (topic, partition): (await log.extent(topic, partition)).end
-            for topic in (PREDICTIONS, LABELS)
-            for partition in range(PARTITIONS)
-        }
-        names = {f"{topic}/{p}": end for (topic, p), end in ends.items()}
-        done = await asyncio.to_thread(wait_for, lambda: finished(members, names), 90)
+        done = await all_read(members, load, log)
     finally:
         await asyncio.to_thread(members.stop)
-    joined: dict[bytes, object] = {}
-    for partition in range(PARTITIONS):
-        for member in done[partition]:
-            found = members.outcomes(member, partition)
-            assert found is not None
-            joined |= found
+    joined = members.joined(done)
     said = f"F12, F14: {len(load.truth)} predictions, {ended} joiners and {broken}"
     print(said, "brokers ended")  # noqa: T201
     assert ended >= 4
@@ -243,20 +83,81 @@ async def test_every_label_counts_once_whoever_is_killed(
     assert joined == load.truth
 
 
-def finished(members: Members, ends: dict[str, int]) -> dict[int, list[int]] | None:
-    """Return who has joined all of each partition; ``None`` if one is not there yet."""
-    done: dict[int, list[int]] = {p: [] for p in range(PARTITIONS)}
-    for member in range(MEMBERS):
-        for partition in range(PARTITIONS):
-            path = members.folder(member) / f"{partition}.sqlite"
-            state = looked_at(path)
-            if state is None:
-                continue
-            offsets, open_ = state
-            read = all(
-                offsets.get(topic, 0) >= ends[f"{topic}/{partition}"]
-                for topic in (PREDICTIONS, LABELS)
-            )
-            if read and not open_:
-                done[partition].append(member)
-    return done if all(done.values()) else None
+@pytest.mark.slow
+@pytest.mark.timeout(180 + 30 * REPEAT)
+async def test_who_was_paused_beyond_its_session_counts_nothing_twice(
+    own_kafka: Cluster, log: KafkaLog, tmp_path: Path
+) -> None:
+    """F15, F16: it wakes up in the middle of what others have taken over."""
+    (tmp_path / "members").mkdir()
+    members = Members(config_of(own_kafka), tmp_path / "members")
+    load, order, pauses = Load(log), random.Random(6), 3 * REPEAT
+    try:
+        await loaded(load, 3)
+        for _ in range(pauses):
+            member = order.randrange(MEMBERS)
+            members.signal(member, signal.SIGSTOP)
+            await loaded(load, 3.5)  # the session ends after 2
+            members.signal(member, signal.SIGCONT)
+            await loaded(load, 1.5)
+        done = await all_read(members, load, log)
+    finally:
+        await asyncio.to_thread(members.stop)
+    met = members.said("IllegalGeneration", "UnknownMemberId", "RebalanceInProgress")
+    said = f"F15, F16: {len(load.truth)} predictions, {pauses} pauses; {met}"
+    print(said)  # noqa: T201
+    assert met.keys() & {"IllegalGeneration", "UnknownMemberId"}
+    assert members.joined(done) == load.truth
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240 + 60 * REPEAT)
+async def test_the_coordinator_is_killed_and_the_group_goes_on(
+    real_kafka: Cluster, tmp_path: Path
+) -> None:
+    """F15: of three brokers always the one that the group belongs to."""
+    (tmp_path / "members").mkdir()
+    with Cluster(tmp_path / "kafka", nodes=3) as cluster:
+        config = config_of(cluster, copies=3)
+        assert config.kafka is not None
+        log = await KafkaLog.open(config.kafka, PARTITIONS)
+        members = Members(config, tmp_path / "members")
+        load, killed = Load(log), []
+        try:
+            await loaded(load, 4)
+            for _ in range(2 * REPEAT):
+                node = await coordinator_of(cluster, GROUP)
+                cluster.kill(node)
+                killed.append(node)
+                await loaded(load, 6)
+                await asyncio.to_thread(cluster.start, node)
+                await loaded(load, 2)
+            done = await all_read(members, load, log)
+        finally:
+            await asyncio.to_thread(members.stop)
+            await log.close()
+    met = members.said(
+        "NotCoordinator", "CoordinatorNotAvailable", "commit_refused", "Marking"
+    )
+    said = f"F15: {len(load.truth)} predictions, coordinators {killed} killed; {met}"
+    print(said)  # noqa: T201
+    assert met
+    assert members.joined(done) == load.truth
+
+
+async def loaded(load: Load, seconds: float) -> None:
+    """Go on appending for so long (a duration is the input)."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        await load.step()
+
+
+async def coordinator_of(cluster: Cluster, group: str) -> int:
+    """Return the node that coordinates a group."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)
+    await admin.start()
+    try:
+        node: int = await admin.find_coordinator(group)
+    finally:
+        await admin.close()
+    return node
