@@ -7,7 +7,7 @@ FLOOR_CASES ?= m1-unary-c64
 SIDE_BY_SIDE := $(addprefix tests/,cli differential feedback protocol registry unit workers)
 FAULTS := $(addprefix tests/,adversity conformance kafka)
 
-.PHONY: setup demo test faults regret adversity tools conformance bench floors lint types imports check kafka lock protos clean
+.PHONY: setup demo test faults regret histories adversity tools conformance bench floors lint types imports check kafka lock protos clean
 
 setup: $(VENV)/.installed  ## the virtual environment, from the lock file
 
@@ -29,6 +29,9 @@ faults: setup  ## processes and brokers killed, disks full, the suites of others
 
 regret: setup  ## the bandit simulations, 200 runs each (3 minutes)
 	TRAFFIC_RUNS=200 $(BIN)/python -m pytest -q tests/traffic/test_regret.py --timeout 600
+
+histories: setup  ## 10,000 random histories of labels, against their definition
+	JOIN_HISTORIES=10000 SHARD_HISTORIES=10000 $(BIN)/python -m pytest -q tests/feedback/test_join.py tests/feedback/test_shard.py --timeout 3600
 
 adversity: setup  ## the fault tests with many repetitions
 	ADVERSITY_REPEAT=20 $(BIN)/python -m pytest -q tests/adversity tests/traffic --timeout 1800
