@@ -58,8 +58,11 @@ class Label(Outcomes):
     ] = None
     weight: Annotated[float | None, typer.Option(help="Above 0.")] = None
     kind: Annotated[
-        Literal["value", "retracted", "activation"] | None,
-        typer.Option(help="What the event says: value, unless given."),
+        Literal["value", "retracted", "activation", "withdrawn"] | None,
+        typer.Option(
+            help="What the event says: value, unless given. withdrawn takes back all "
+            "labels of the prediction."
+        ),
     ] = None
     time_ms: Annotated[
         int | None, typer.Option(help="When it became true (Unix); now, unless given.")

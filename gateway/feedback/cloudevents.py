@@ -7,10 +7,11 @@ Bodies are JSON objects or `LabelData` messages of ``protos/outcomes.proto``. Wh
 unknown in either is ignored.
 
 The key decides the partition, and so whether a label meets its prediction: it has to
-be the prediction's id. (``<tenant>/<model>/<request id>`` has an encoding too, for
-clients' own names of predictions, but no such label is taken yet.) A tombstone (no
-value at all) names no label, hence takes none back: that is
-``baton.label.retracted.v1``.
+be the prediction's id. or, for a label that names the
+client's own request id, ``<tenant>/<model>/<request id>`` (there are no tenants yet:
+``/<model>/<request id>``). A tombstone (no
+value at all) takes back every label of its key that came before it, of all rows and
+names; ``baton.label.retracted.v1`` takes back one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ from gateway.protocol import outcomes_pb2 as pb
 MAX_TEXT = 256
 """Characters of an id, a source, a name, or a class."""
 MAX_VECTOR = 4096
+MAX_REQUEST_ID = 127
+"""Bytes of a client's own request id; fronts note no longer ones."""
+FORWARDED = "forwarded"
+"""Header of a label that is a copy, under the prediction's id, of one that named it by
+the client's own request id: when the log took that one in, and its offset."""
+_MOST_FORWARDED = 256 << 10
+"""Bytes that a copy may have: those of the longest vector and texts, as JSON."""
+Headers = tuple[tuple[str, bytes], ...]
 _INT32 = (1 << 31) - 1
 _INT64 = (1 << 63) - 1
 _KINDS = {
@@ -40,6 +49,8 @@ _KINDS = {
     "baton.label.retracted.v1": LabelKind.RETRACTED,
     "baton.activation.v1": LabelKind.ACTIVATION,
 }
+_ALL_KINDS = (*_KINDS.values(), LabelKind.WITHDRAWN)
+"""In the order of ``protos/outcomes.proto``."""
 _TYPES = {kind: name for name, kind in _KINDS.items()}
 _ANY_VERSION = re.compile(r"baton\.(?:label|label\.retracted|activation)\.v[0-9]+")
 _PROTOBUF = ("application/protobuf", "application/x-protobuf")
@@ -69,7 +80,16 @@ def key_of(prediction_id: bytes, alias: Alias | None) -> bytes:
 
 
 def encode(label: Label) -> Event:
-    """Return a label in binary mode with a JSON body."""
+    """Return a label in binary mode with a JSON body; a withdrawal as a tombstone."""
+    key = key_of(label.prediction_id, label.alias)
+    said_by: Headers = (
+        ("ce_id", label.event_id.encode()),
+        ("ce_source", label.source.encode()),
+    )
+    if label.forwarded is not None:
+        said_by = (*said_by, (FORWARDED, b"%d %d" % label.forwarded))
+    if label.kind is LabelKind.WITHDRAWN:
+        return Event(key, None, said_by, label.time_ms)
     body: dict[str, Any] = {}
     if label.alias is not None:
         body |= label.alias._asdict()
@@ -82,15 +102,13 @@ def encode(label: Label) -> Event:
     moment = _EPOCH + label.time_ms * _MS
     time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     headers = (
+        *said_by,
         ("ce_specversion", b"1.0"),
-        ("ce_id", label.event_id.encode()),
-        ("ce_source", label.source.encode()),
         ("ce_type", _TYPES[label.kind].encode()),
         ("ce_time", time.encode()),
         ("content-type", b"application/json"),
     )
     value = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
-    key = key_of(label.prediction_id, label.alias)
     return Event(key, value, headers, label.time_ms)
 
 
@@ -104,30 +122,56 @@ def decode(event: Event, max_bytes: int) -> Label:
     Raises:
         Rejected: It holds none, or none that can be used.
     """
-    value = event.value
-    if value is None:
-        text = "a tombstone takes no label back: send baton.label.retracted.v1"
-        raise Rejected(Reason.INVALID, text)
-    if len(value) > max_bytes:
+    value, headers = event.value or b"", dict(event.headers)
+    forwarded = headers.get(FORWARDED)
+    most = max_bytes if forwarded is None else max(max_bytes, _MOST_FORWARDED)
+    if len(value) > most:
         text = f"{len(value)} bytes are more than feedback.max_label_bytes, {max_bytes}"
         raise Rejected(Reason.TOO_LARGE, text)
-    headers = dict(event.headers)
     try:
-        content = headers.get("content-type", b"application/json").decode()
-        if content.startswith("application/cloudevents"):
-            return _structured(event.key, value, content)
-        get = headers.get
-        envelope = _envelope(
-            get("ce_specversion", b"").decode(),
-            get("ce_type", b"").decode(),
-            get("ce_id", b"").decode(),
-            get("ce_source", b"").decode(),
-            get("ce_time", b"").decode(),
-        )
-        return _label(event.key, envelope, _body(value, content))
+        if event.value is None:
+            label = _tombstone(event, headers)
+        else:
+            label = _read(event.key, value, headers)
+        if forwarded is None:
+            return label
+        arrived_ms, offset = map(int, forwarded.split())
+        return label._replace(forwarded=(arrived_ms, offset))
     except (ValueError, DecodeError, RecursionError, OverflowError) as error:
         text = " ".join(str(error).split())[:200]
         raise Rejected(Reason.UNREADABLE, f"cannot be read: {text}") from None
+
+
+def _read(key: bytes, value: bytes, headers: Mapping[str, bytes]) -> Label:
+    content = headers.get("content-type", b"application/json").decode()
+    if content.startswith("application/cloudevents"):
+        return _structured(key, value, content)
+    get = headers.get
+    envelope = _envelope(
+        get("ce_specversion", b"").decode(),
+        get("ce_type", b"").decode(),
+        get("ce_id", b"").decode(),
+        get("ce_source", b"").decode(),
+        get("ce_time", b"").decode(),
+    )
+    return _label(key, envelope, _body(value, content))
+
+
+def _tombstone(event: Event, headers: Mapping[str, bytes]) -> Label:
+    """Return the withdrawal that an event without a value is."""
+    prediction_id, alias = b"", None
+    parts = event.key.decode().split("/", 2)
+    if len(parts) == 3:
+        alias = _alias(*parts)
+    if alias is None:
+        prediction_id = _prediction_id(event.key)
+    event_id, source = [
+        headers.get(name, b"").decode()[:MAX_TEXT] for name in ("ce_id", "ce_source")
+    ]
+    return Label(
+        event_id, source, prediction_id, alias, 0, "label", LabelKind.WITHDRAWN,
+        None, 0, event.time_ms, 1.0,
+    )  # fmt: skip
 
 
 def check_event(event: pb.LabelEvent) -> Label:
@@ -138,7 +182,7 @@ def check_event(event: pb.LabelEvent) -> Label:
     """
     data = event.data
     try:
-        kind = (LabelKind.VALUE, LabelKind.RETRACTED, LabelKind.ACTIVATION)[event.kind]
+        kind = _ALL_KINDS[event.kind]
     except IndexError:
         raise _invalid(f"kind: {event.kind} is none") from None
     if not 0 < event.time_ms < _MAX_MS:
@@ -152,6 +196,11 @@ def check_event(event: pb.LabelEvent) -> Label:
     alias = _alias(data.tenant, data.model, data.request_id)
     if alias is None and not data.prediction_id:
         raise _invalid("data: give prediction_id")
+    if kind is LabelKind.WITHDRAWN and (
+        data.row or data.label_name or data.seq or data.WhichOneof("value")
+    ):
+        text = "withdrawn is of all rows and names: leave out row, label_name, value"
+        raise _invalid(f"{text}, seq")
     key = "/".join(alias) if alias else data.prediction_id
     return _label(key.encode(), envelope, _plain(data))
 
@@ -308,7 +357,10 @@ def _alias(tenant: object, model: object, request_id: object) -> Alias | None:
     if request_id == "":
         return None
     tenant = "" if tenant == "" else _text(tenant, "tenant")
-    return Alias(tenant, _text(model, "model"), _text(request_id, "request_id"))
+    name = _text(request_id, "request_id")
+    if len(name.encode()) > MAX_REQUEST_ID:
+        raise _invalid(f"request_id: at most {MAX_REQUEST_ID} bytes are noted of one")
+    return Alias(tenant, _text(model, "model"), name)
 
 
 def _text(value: object, name: str) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gateway.feedback.label_state import Verdict, fold, misfit
+from gateway.feedback.label_state import Verdict, misfit, take
 from gateway.feedback.pending import (
     Effects,
     Held,
@@ -176,7 +176,7 @@ class Join:
         if arrived_ms > pending.time_ms + horizon_ms(settings):
             self._refuse(held, Reason.LATE, "after window_s and lateness_s")
             return
-        if label.kind is not LabelKind.ACTIVATION:
+        if label.kind in (LabelKind.VALUE, LabelKind.RETRACTED):
             wrong = misfit(label, settings, pending.rows)
             if wrong is not None:
                 self._refuse(held, *wrong)
@@ -199,9 +199,8 @@ class Join:
             verdict = Verdict.DUPLICATE if pending.activated else Verdict.APPLIED
             pending.activated = True
         else:
-            at = (label.row, label.name)
-            known, verdict = fold(pending.labels.get(at), label, settings.conflict)
-            pending.labels[at] = known
+            arrived_ms = held.stored.arrived_ms
+            verdict = take(pending.labels, label, arrived_ms, settings.conflict)
         self.effects.counts[verdict] += 1
         if verdict is Verdict.REJECTED:
             self._refuse(held, Reason.CONFLICT, "another value is there already")

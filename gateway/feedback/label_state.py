@@ -7,6 +7,7 @@ has to be kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ MOST_PARTS = 256
 """Of one label that is summed up."""
 _LONGEST_CLASS = 256
 _LONGEST_VECTOR = 4096
+TOMBSTONE = (-1, "")
+"""Where, among a request's labels, its last tombstone is noted: no row is -1."""
+_LAST = (1 << 63) - 1
 
 
 class Known(NamedTuple):
@@ -106,6 +110,57 @@ def _choose(old: Known, new: Known, conflict: str) -> tuple[Known, Verdict]:
 def _number(known: Known) -> float:
     assert isinstance(known.value, float)  # the configuration allows no other
     return known.value
+
+
+def take(
+    labels: dict[tuple[int, str], Known], label: Label, arrived_ms: int, conflict: str
+) -> Verdict:
+    """Apply an event to a request's labels: a value, a retraction, or a tombstone.
+
+    Args:
+        labels: By row and name; changed.
+        label: That fits the request.
+        arrived_ms: When the log took it in.
+        conflict: As in `fold`.
+    """
+    if label.kind is LabelKind.WITHDRAWN:
+        return _withdraw(labels, label, arrived_ms)
+    if _is_withdrawn(labels, label):
+        return Verdict.SUPERSEDED
+    at = (label.row, label.name)
+    labels[at], verdict = fold(labels.get(at), label, conflict)
+    return verdict
+
+
+def _withdraw(
+    labels: dict[tuple[int, str], Known], label: Label, arrived_ms: int
+) -> Verdict:
+    """Take back every label that came before a tombstone, whichever row it is of.
+
+    The tombstone is noted, so that copies of labels that came before it are known.
+    """
+    if _is_withdrawn(labels, label):
+        return Verdict.DUPLICATE
+    time_ms, offset = label.forwarded or (arrived_ms, _LAST)
+    noted = labels.pop(TOMBSTONE, None)
+    if noted is not None:
+        time_ms, offset = max((time_ms, offset), (noted.time_ms, noted.seq))
+    said = any(known.value is not None for known in labels.values())
+    labels.clear()
+    labels[TOMBSTONE] = Known(offset, None, time_ms, 1.0)
+    return Verdict.APPLIED if said else Verdict.DUPLICATE
+
+
+def _is_withdrawn(labels: Mapping[tuple[int, str], Known], label: Label) -> bool:
+    """Return whether a forwarded label came before the last tombstone.
+
+    A forwarded one may come twice, and the second time after a tombstone that took the
+    first back. What was appended under the prediction id comes where it lies.
+    """
+    noted = labels.get(TOMBSTONE)
+    if noted is None or label.forwarded is None:
+        return False
+    return label.forwarded <= (noted.time_ms, noted.seq)
 
 
 def misfit(label: Label, settings: JoinConfig, rows: int) -> tuple[Reason, str] | None:

@@ -83,6 +83,8 @@ class LabelKind(StrEnum):
     VALUE = "value"
     RETRACTED = "retracted"
     ACTIVATION = "activation"
+    WITHDRAWN = "withdrawn"
+    """A tombstone: every label of the prediction that came before it is taken back."""
 
 
 class Alias(NamedTuple):
@@ -108,6 +110,8 @@ class Label(NamedTuple):
         seq: Higher ones supersede lower ones.
         time_ms: When it became true, as its source says.
         weight: Of the row in whatever is computed from it, finite and above 0.
+        forwarded: When the log took in the event that this is a copy of, and its
+            offset; ``None`` unless it named the prediction by an alias.
     """
 
     event_id: str
@@ -121,6 +125,7 @@ class Label(NamedTuple):
     seq: int
     time_ms: int
     weight: float
+    forwarded: tuple[int, int] | None = None
 
 
 class Status(StrEnum):

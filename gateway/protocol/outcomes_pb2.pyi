@@ -12,9 +12,11 @@ class LabelKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VALUE: _ClassVar[LabelKind]
     RETRACTED: _ClassVar[LabelKind]
     ACTIVATION: _ClassVar[LabelKind]
+    WITHDRAWN: _ClassVar[LabelKind]
 VALUE: LabelKind
 RETRACTED: LabelKind
 ACTIVATION: LabelKind
+WITHDRAWN: LabelKind
 
 class Vector(_message.Message):
     __slots__ = ("values",)

@@ -146,7 +146,7 @@ def history(rng: random.Random) -> tuple[FeedbackConfig, list[Input]]:
     ]
     labels = []
     for event in range(rng.randint(0, 14)):
-        kind = rng.choices(list(LabelKind), [8, 2, 2])[0]
+        kind = rng.choices(list(LabelKind), [8, 2, 2, 1])[0]
         value = float(rng.randrange(3)) if kind is LabelKind.VALUE else None
         one_label, _ = label(
             value, rng.choice(numbers), row=rng.randrange(3), seq=rng.randrange(2),

@@ -6,12 +6,14 @@ import math
 import zlib
 from collections.abc import Sequence
 
-from gateway.feedback.types import Label, Prediction
+from gateway.feedback.types import Label, Prediction, Stored
 from gateway.feedback_config import FeedbackConfig
 from tests.feedback.histories import Input
 
 Net = dict[tuple[bytes, int, str, int], tuple[float | None, str, float]]
 """Value, status and weight by id, version, role and row."""
+Said = tuple[Stored, Label]
+VALUES = ("value", "retracted")
 
 
 def expected(config: FeedbackConfig, inputs: Sequence[Input]) -> tuple[Net, set[str]]:
@@ -41,19 +43,21 @@ def expected(config: FeedbackConfig, inputs: Sequence[Input]) -> tuple[Net, set[
                 dead.add(f"{event.offset}:{'late' if unknown else 'orphan'}")
             elif late:
                 dead.add(f"{event.offset}:late")
-            elif one.kind != "activation" and one.row >= mine[0][1].rows:
+            elif one.kind in VALUES and one.row >= mine[0][1].rows:
                 dead.add(f"{event.offset}:no_such_row")
             else:
                 good.append((event, one))
         active = any(one.kind == "activation" for _, one in good)
         for row in range(mine[0][1].rows if mine else 0):
-            of_row = [
-                (e, one)
-                for e, one in good
-                if one.kind != "activation" and one.row == row
-            ]
-            value, refused = _value(of_row, s.conflict)
-            dead |= {f"{offset}:conflict" for offset in refused}
+            value = None
+            for stretch in _between_tombstones(good):
+                of_row = [
+                    (e, one)
+                    for e, one in stretch
+                    if one.kind in VALUES and one.row == row
+                ]
+                value, refused = _value(of_row, s.conflict)
+                dead |= {f"{offset}:conflict" for offset in refused}
             if s.needs_activation and not active:
                 continue
             for p in {p for _, p in mine}:
@@ -71,9 +75,25 @@ def expected(config: FeedbackConfig, inputs: Sequence[Input]) -> tuple[Net, set[
     return net, dead
 
 
-def _value(
-    labels: list[tuple[object, Label]], conflict: str
-) -> tuple[float | None, set[int]]:
+def _between_tombstones(labels: list[Said]) -> list[list[Said]]:
+    """Return the labels before the first tombstone, and those that follow each.
+
+    A copy of what came before a tombstone is none of what follows it.
+    """
+    stretches: list[list[Said]] = [[]]
+    noted = (0, 0)
+    for event, one in labels:
+        if one.forwarded is not None and one.forwarded <= noted:
+            continue
+        if one.kind == "withdrawn":
+            noted = max(noted, one.forwarded or (event.arrived_ms, 1 << 62))
+            stretches.append([])
+        else:
+            stretches[-1].append((event, one))
+    return stretches
+
+
+def _value(labels: list[Said], conflict: str) -> tuple[float | None, set[int]]:
     refused: set[int] = set()
     if conflict == "reject":
         for at, (event, one) in enumerate(labels):
@@ -82,7 +102,7 @@ def _value(
             if one.kind == "value" and before == same and same:
                 gone = any(o.kind == "retracted" for o in same)
                 if not gone and same[0].value != one.value:
-                    refused.add(event.offset)  # type: ignore[attr-defined]
+                    refused.add(event.offset)
     top = [o for _, o in labels if o.seq == max(o.seq for _, o in labels)]
     if not top or any(o.kind == "retracted" for o in top):
         return None, refused

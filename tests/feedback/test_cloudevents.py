@@ -52,7 +52,7 @@ VALUES: st.SearchStrategy[Value] = (
 def labels(draw: st.DrawFn) -> Label:
     """Return any label there can be."""
     alias = draw(st.none() | st.builds(Alias, st.just("") | TEXTS, TEXTS, TEXTS))
-    kind = draw(st.sampled_from(LabelKind))
+    kind = draw(st.sampled_from([*TYPES]))
     return Label(
         draw(TEXTS),
         draw(TEXTS),
@@ -117,8 +117,11 @@ def event_of(message: KafkaMessage) -> Event:
     return Event(message.key, value, tuple(message.headers.items()))
 
 
-@given(labels())
-def test_a_label_comes_back_as_it_was(label: Label) -> None:
+@given(labels(), st.none() | st.tuples(st.integers(1), st.integers(0)))
+def test_a_label_comes_back_as_it_was(
+    label: Label, forwarded: tuple[int, int] | None
+) -> None:
+    label = label._replace(forwarded=forwarded)
     event = encode(label)
     assert decode(event, MOST) == label
     assert event.key == key_of(label.prediction_id, label.alias)
@@ -228,7 +231,11 @@ def _event(body: object, key: bytes = KEY, **headers: bytes) -> Event:
 @pytest.mark.parametrize(
     ("event", "reason", "text"),
     [
-        (Event(KEY, None, tuple(GOOD.items())), "invalid", "retracted.v1"),
+        (Event(b"x", None, tuple(GOOD.items())), "invalid", "36 characters"),
+        (Event(b"/m", None), "invalid", "36 characters"),
+        (Event(b"//r", None), "invalid", "model"),
+        (Event(b"/m/" + b"r" * 128, None), "invalid", "127 bytes"),
+        (Event(b"\xff", None), "unreadable", "utf-8"),
         (Event(KEY, b"{}"), "invalid", "no CloudEvent"),
         (_event(b"x" * (MOST + 1)), "too_large", "max_label_bytes"),
         (_event(b"{"), "unreadable", "line 1"),
@@ -268,6 +275,45 @@ def test_what_is_wrong_is_said(event: Event, reason: str, text: str) -> None:
         decode(event, MOST)
     assert caught.value.reason == reason
     assert text in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "alias", [None, Alias("", "m", "r"), Alias("t", "m", "r/1"), Alias("", "m", "/")]
+)
+@pytest.mark.parametrize("forwarded", [None, (1_767_225_600_000, 7)])
+def test_a_withdrawal_is_a_tombstone(
+    alias: Alias | None, forwarded: tuple[int, int] | None
+) -> None:
+    made = LABEL._replace(
+        prediction_id=b"" if alias else LABEL.prediction_id,
+        alias=alias,
+        kind=LabelKind.WITHDRAWN,
+        value=None,
+        forwarded=forwarded,
+    )
+    event = encode(made)
+    assert event.value is None
+    assert decode(event, MOST) == made
+    # As other producers send it, there is nothing but the key.
+    bare = made._replace(event_id="", source="", time_ms=0, forwarded=None)
+    assert decode(Event(event.key, None), MOST) == bare
+    if forwarded is None:
+        message = message_of(made)
+        message.data.ClearField("label_name")
+        assert check_event(message) == made
+
+
+def test_a_withdrawal_of_one_row_is_refused() -> None:
+    message = message_of(LABEL._replace(kind=LabelKind.WITHDRAWN, value=None, row=1))
+    with pytest.raises(Rejected, match="of all rows and names"):
+        check_event(message)
+
+
+def test_a_copy_may_be_longer_than_what_it_is_of() -> None:
+    long = LABEL._replace(value=tuple(map(float, range(4096))), forwarded=(1, 2))
+    assert decode(encode(long), 100) == long
+    with pytest.raises(Rejected, match="max_label_bytes"):
+        decode(encode(long._replace(forwarded=None)), 100)
 
 
 def test_the_key_alone_may_name_the_prediction() -> None:

@@ -180,6 +180,61 @@ def test_6_a_correction_takes_the_old_row_back_in_its_cohort() -> None:
     assert [o.revision_of_row for o in memory.effects.outcomes] == [0, 0, 1, 1, 2]
 
 
+def tombstone(at: int, event: str = "t") -> tuple[Label, int]:
+    return label(None, kind=LabelKind.WITHDRAWN, event=event, at=at)
+
+
+def test_6_a_tombstone_takes_back_all_that_came_before_it() -> None:
+    config = config_of(labels={"label": {"type": "number"}, "two": {"type": "number"}})
+    memory = Memory(config).predict(prediction(rows=2))
+    for row in range(2):
+        memory.label(label(1.0, row=row, seq=7)).label(label(2.0, row=row, name="two"))
+    memory.label(tombstone(2000)).label(label(3.0, row=1, at=3000)).advance(10_001)
+    assert [row.labels for row in memory.effects.outcomes] == [(), (("label", 3.0),)]
+    memory.label(tombstone(11_000))
+    assert [(row.sign, row.labels) for row in memory.effects.outcomes[2:]] == [
+        (-1, (("label", 3.0),)),
+        (1, ()),
+    ]
+    assert memory.effects.counts["applied"] == 7
+    memory.label(tombstone(12_000)).label(tombstone(30_001))
+    assert memory.effects.counts["duplicate"] == 1
+    assert [d.reason for d in memory.effects.dead] == [Reason.LATE]
+
+
+def test_6_a_tombstone_before_its_prediction_leaves_what_follows_it() -> None:
+    memory = Memory(config_of()).label(label(1.0, at=0)).label(tombstone(1))
+    memory.label(label(2.0, event="f", at=2)).predict(prediction(), at=1000)
+    assert values(memory.advance(10_001)) == [(1, 2.0)]
+
+
+def test_6_a_tombstone_leaves_what_was_acted_upon() -> None:
+    memory = Memory(config_of(needs_activation=True)).predict(prediction())
+    memory.label(label(None, kind=LabelKind.ACTIVATION)).label(tombstone(2000))
+    assert values(memory.advance(10_001)) == [(1, None)]
+
+
+def copy(made: tuple[Label, int], arrived: int, offset: int) -> tuple[Label, int]:
+    """Return a label as forwarded."""
+    return made[0]._replace(forwarded=(T0 + arrived, offset)), made[1]
+
+
+def test_6_copies_of_what_a_tombstone_took_back_stay_taken_back() -> None:
+    memory = Memory(config_of()).predict(prediction())
+    before, after = label(1.0, at=1000), label(2.0, event="f", at=4000)
+    gone = tombstone(2000)
+    for made in (copy(before, 900, 4), copy(gone, 900, 5), copy(before, 900, 4)):
+        memory.label(made)
+    memory.label(copy(after, 900, 6)).label(copy(gone, 900, 5))
+    memory.label(copy(before, 900, 4))
+    assert memory.effects.counts == {"applied": 3, "superseded": 2, "duplicate": 1}
+    assert values(memory.advance(10_001)) == [(1, 2.0)]
+    # One that names the prediction itself stands where it lies.
+    memory = Memory(config_of()).predict(prediction())
+    memory.label(tombstone(1000)).label(copy(label(1.0), 1000, 4))
+    assert values(memory.label(after).advance(10_001)) == [(1, 2.0)]
+
+
 def test_7_a_label_after_the_window_corrects_and_later_is_a_dead_letter() -> None:
     memory = Memory(config_of()).predict(prediction())
     memory.label(label(1.0, at=10_001)).label(label(2.0, seq=1, at=30_001))

@@ -176,7 +176,7 @@ async def test_what_cannot_be_used_is_a_dead_letter_and_the_rest_goes_on(
             Event(name, said(name, 1.0).value, future),
             said(name, 1.0, name="other"),
             said(name, 1.0, row=7),
-            Event(name, None),
+            Event(b"no name of a prediction", None),
             said(name, 5.0, "good"),
             partition=where,
         )

@@ -159,6 +159,16 @@ def test_what_is_refused_is_said_by_line(gateway: Gateway) -> None:
     assert "/no/such/file" in result.stderr
 
 
+def test_all_labels_of_a_prediction_are_taken_back(gateway: Gateway) -> None:
+    words = ("labels", "send", "--kind", "withdrawn", "--prediction-id", str(uuid4()))
+    assert gateway.baton(*words).stdout == "1 labels taken, 0 refused\n"
+    (found,) = exported(gateway, "labels")
+    assert (found["kind"], found["prediction_id"]) == ("withdrawn", words[-1])
+    result = gateway.baton(*words, "--row", "1")
+    assert result.exit_code == 1
+    assert "of all rows and names" in result.stderr
+
+
 def event_of(number: int) -> Event:
     """Return a label."""
     label = Label(

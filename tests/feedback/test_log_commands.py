@@ -139,7 +139,7 @@ def test_outputs_that_are_not_there_or_do_not_fit() -> None:
     [
         (PREDICTIONS, Event(b"", b"\xff\xff"), "no block"),
         (PREDICTIONS, Event(b"k", b"text", (("h", b"\xff"),)), "no block"),
-        (LABELS, Event(b"k", None), "tombstone"),
+        (LABELS, Event(b"k", None), "36 characters"),
         (LABELS, Event(b"\xff", b"{}"), "specversion"),
         (LABELS, Event(b"k", b"[" * 100_000, label().headers), "cannot be read"),
         (DEAD_LETTERS, Event(b"k", b"x"), "baton_"),
