@@ -145,6 +145,10 @@ class FeedbackConfig(BaseModel):
     port: _Port | None = None
     """TCP port of the Outcomes service, where labels come in over gRPC; 0 takes a free
     one. It always listens on ``outcomes.sock`` in `state_dir`."""
+    by_request_id: bool = False
+    """Labels may name the client's own request id instead of the prediction's: fronts
+    note which prediction each is. Ids have to be unique within window_s and lateness_s
+    of a model; of two requests with one id, the first has its labels."""
     max_label_bytes: _Bytes = 64 << 10
     """Largest label event that is taken."""
     max_dangling: _Count = 1_000_000

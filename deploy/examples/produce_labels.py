@@ -2,9 +2,12 @@
 
     python produce_labels.py BROKERS TOPIC < labels.jsonl
 
-A line is a JSON object: {"prediction_id": "...", "value": "up"}. Its key has to be the
-prediction id, hashed by Kafka's default partitioner, or label and prediction never
-meet. (Producers on librdkafka must be told: ``partitioner=murmur2_random``.)
+A line is a JSON object: {"prediction_id": "...", "value": "up"}, or, where the gateway
+has feedback.by_request_id, {"model": "m", "request_id": "order-17", "value": "up"}. The
+record's key has to be the prediction id, or "/<model>/<request id>", hashed by Kafka's
+default partitioner, or label and prediction never meet. (Producers on librdkafka must
+be told: ``partitioner=murmur2_random``.) A record with the key and no value takes back
+every label of that prediction that came before it.
 """
 
 from __future__ import annotations
@@ -15,8 +18,17 @@ import json
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
+
+
+def key_of(label: dict[str, Any]) -> str:
+    """Return the key under which a label belongs into the topic."""
+    if "request_id" in label:
+        # The first part is for tenants, of which there are none yet.
+        return f"/{label['model']}/{label['request_id']}"
+    return str(label["prediction_id"])
 
 
 async def produce(brokers: str, topic: str, lines: Iterable[str]) -> int:
@@ -42,7 +54,7 @@ async def produce(brokers: str, topic: str, lines: Iterable[str]) -> int:
             await producer.send(
                 topic,
                 json.dumps(label).encode(),
-                key=label["prediction_id"].encode(),
+                key=key_of(label).encode(),
                 headers=[(name, value.encode()) for name, value in headers.items()],
             )
             count += 1

@@ -136,6 +136,8 @@ def vector(text: str) -> list[float]:
 
 _COLUMNS: dict[str, Callable[[str], object]] = {
     "prediction_id": str,
+    "request_id": str,
+    "model": str,
     "value": str,
     "number": float,
     "truth": lambda text: _TRUTHS[text.lower()],

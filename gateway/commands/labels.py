@@ -43,6 +43,12 @@ class Label(Outcomes):
     prediction_id: Annotated[
         str | None, typer.Option(help="Of one label, without FILE.")
     ] = None
+    request_id: Annotated[
+        str | None, typer.Option(help="The client's own instead; with --model.")
+    ] = None
+    model: Annotated[
+        str | None, typer.Option(help="As the client named it, with --request-id.")
+    ] = None
     value: Annotated[str | None, typer.Option(help="Its value, a class.")] = None
     number: Annotated[float | None, typer.Option(help="Its value, a number.")] = None
     truth: Annotated[
@@ -101,7 +107,9 @@ def send_labels(
 
     JSONL has an object on each line, as in {"prediction_id": "...", "value": "up"}.
     "value" is a class in quotes, a number, true, false, or a list of numbers. A line
-    may have label_name, row, seq, weight, kind, time_ms, source and id.
+    may have label_name, row, seq, weight, kind, time_ms, source and id. Instead of
+    prediction_id, request_id and model name the client's own request id, where the
+    gateway has feedback.by_request_id.
 
     CSV names its columns in the first line: prediction_id, and value for classes, or
     number, truth, or vector (numbers with spaces between), and those above.

@@ -120,8 +120,8 @@ class OutcomesService:
 
     def _event(self, message: pb.LabelEvent) -> Event:
         label = check_event(message)
-        if label.alias is not None:
-            text = "labels by request_id are not taken yet: send prediction_id"
+        if label.alias is not None and not self._config.by_request_id:
+            text = "feedback.by_request_id is off: send prediction_id, or set it"
             raise Rejected(Reason.INVALID, text)
         event = encode(label)
         size = len(event.value or b"")

@@ -195,7 +195,7 @@ def check_event(event: pb.LabelEvent) -> Label:
     )
     alias = _alias(data.tenant, data.model, data.request_id)
     if alias is None and not data.prediction_id:
-        raise _invalid("data: give prediction_id")
+        raise _invalid("data: give prediction_id, or request_id and model")
     if kind is LabelKind.WITHDRAWN and (
         data.row or data.label_name or data.seq or data.WhichOneof("value")
     ):

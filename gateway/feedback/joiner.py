@@ -1,10 +1,12 @@
 """Has what the event log holds joined, each partition by its shard.
 
 A round: events are read; a shard takes its share in one transaction, with the offsets
-that follow; its dead letters are appended; then the log is told where to read on. The
+that follow; its dead letters are appended, and labels that named the prediction by a
+client's request id once more by its own; then the log is told where to read on. The
 shards' offsets are the true ones. Whatever fails or dies in between, the next start
-reads on from them, so that no event counts twice and none is left out. Only a dead
-letter may be appended twice: it says where its event lies.
+reads on from them, so that no event counts twice and none is left out. Only what
+is appended here may be so twice: dead letters say where their events lie, and a label
+that comes again changes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gateway.errors import GatewayError
-from gateway.feedback import cloudevents
+from gateway.feedback import cloudevents, names
 from gateway.feedback.columns import BadBlock, Block
 from gateway.feedback.emitted import Emitted
 from gateway.feedback.health import Health
@@ -35,8 +37,9 @@ from gateway.feedback.log import (
     EventLog,
     Place,
 )
+from gateway.feedback.outbox import Dead
 from gateway.feedback.partition import partition_of
-from gateway.feedback.shard import Dead, Input, Shard
+from gateway.feedback.shard import Input, Shard
 from gateway.feedback.shard_file import is_damage, set_aside
 from gateway.feedback.types import DeadLetter, Event, Reason, Stored
 from gateway.feedback_config import FeedbackConfig
@@ -202,16 +205,25 @@ class Joiner:
             label = cloudevents.decode(stored.event, self._config.max_label_bytes)
             return stored, label
         try:
-            return stored, Block(stored.event.value or b"")
+            block = Block(stored.event.value or b"")
+            return stored, block if block.count else names.decode(block.value)
         except BadBlock as error:
             raise cloudevents.Rejected(Reason.UNREADABLE, str(error)) from None
 
     async def _send(self, partition: int, shard: Shard) -> None:
-        """Append the dead letters that a shard has."""
-        while dead := await self._at(partition, shard.outbox):
-            letters = [self._letter(one) for one in dead]
-            await self._log.append(DEAD_LETTERS, partition, letters)
-            await self._at(partition, partial(shard.sent, dead[-1].number))
+        """Append what a shard has to: dead letters, and labels under another key."""
+        while waiting := await self._at(partition, shard.outbox):
+            shares: defaultdict[Place, list[Event]] = defaultdict(list)
+            for one in waiting:
+                if isinstance(one, Dead):
+                    place, event = Place(DEAD_LETTERS, partition), self._letter(one)
+                else:
+                    at = partition_of(one.event.key, self._log.partitions)
+                    place, event = Place(LABELS, at), one.event
+                shares[place].append(event)
+            for place, events in shares.items():
+                await self._log.append(*place, events)
+            await self._at(partition, partial(shard.sent, waiting[-1].number))
 
     def _letter(self, dead: Dead) -> Event:
         letter = dead.letter

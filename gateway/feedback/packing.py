@@ -161,6 +161,11 @@ def held_from(packed: bytes) -> list[Held]:
     return [Held(_stored(stored), _label(label)) for stored, label in loaded(packed)]
 
 
+def event_from(packed: bytes) -> Event:
+    """Return what `pack` made of an event."""
+    return Event(*loaded(packed))
+
+
 def dead_from(packed: bytes) -> DeadLetter:
     """Return what `pack` made of a dead letter."""
     stored, reason, detail, first_ms, attempts = loaded(packed)

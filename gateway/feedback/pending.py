@@ -12,6 +12,7 @@ from gateway.feedback.rows import row_of
 from gateway.feedback.sample import share_of
 from gateway.feedback.types import (
     DeadLetter,
+    Event,
     Label,
     Outcome,
     Prediction,
@@ -75,7 +76,7 @@ class WorkingSet:
     Attributes:
         pending: By prediction id.
         dangling: Labels without a prediction, in order, by prediction id.
-        held: How many labels are dangling in the whole partition.
+        held: How many labels wait for a prediction in the whole partition.
         changed: Ids whose state is not what it was.
         answered: Those of them that are new or have an answer more.
     """
@@ -94,11 +95,13 @@ class Effects:
     Attributes:
         outcomes: Rows, in the order in which they were emitted.
         dead: Labels that could not be used.
+        forwarded: Labels to be appended under the id of their prediction.
         counts: Labels by what became of them.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
+    forwarded: list[Event] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 

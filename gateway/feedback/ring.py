@@ -19,6 +19,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from gateway.feedback import names
 from gateway.feedback.blocks import Offered, encode
 from gateway.feedback.frames import ACKNOWLEDGED, FRAME, WRITER_BYTES
 from gateway.feedback.partition import murmur2
@@ -48,8 +49,9 @@ class Ring:
         now_ns: Monotonic clock, by which requests were admitted.
 
     Attributes:
-        counts: ``offered``, ``dropped``, ``refused`` (by the log, for good) and
-            ``stripped`` predictions (without their outputs, which were too large);
+        counts: ``offered``, ``dropped``, ``refused`` (by the log, for good),
+            ``stripped`` (without their outputs, which were too large) and ``unnamed``
+            predictions (whose request ids a full ring did not take);
             ``blocks``, ``bytes``, and ``resent`` blocks.
         unacknowledged: Predictions in blocks that the log does not have yet.
     """
@@ -106,12 +108,16 @@ class Ring:
         for place, some in enumerate(shares):
             if some:
                 self._keep(place, len(some), encode(some, epoch_ns))
+        if self._config.by_request_id:
+            for share in names.shared(answers, self._config.partitions):
+                if not self._keep(share.partition, 0, share.block):
+                    self.counts["unnamed"] += share.named
         self._send()
 
-    def _keep(self, place: int, records: int, block: bytes) -> None:
+    def _keep(self, place: int, records: int, block: bytes) -> bool:
         if self._kept_bytes + len(block) > self._config.ring_bytes:
             self.counts["dropped"] += records
-            return
+            return False
         self._sequence += 1
         frame = FRAME.pack(len(block), self._sequence, place) + block
         kept = _Block(self._sequence, records, frame)
@@ -122,6 +128,7 @@ class Ring:
         self.counts["blocks"] += 1
         self.counts["bytes"] += len(block)
         self._empty.clear()
+        return True
 
     # -- the controller ---------------------------------------------------------
 

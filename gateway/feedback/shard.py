@@ -1,9 +1,9 @@
 """The state of the join for one partition: a SQLite file, one transaction per batch.
 
 A transaction holds the state, the next offset of each topic, the outcomes and the
-outbox (dead letters to append). The offsets in here are the true ones: after a crash
-reading goes on from them, and what was appended from the outbox but not struck off is
-appended once more.
+outbox (what is to be appended: dead letters, and labels under another key). The offsets
+in here are the true ones: after a crash reading goes on from them, and what was
+appended from the outbox but not struck off is appended once more.
 
 Most requests are in `gateway.feedback.plain`, others in `gateway.feedback.requests`;
 outcomes lie in blocks. Blobs are Python's marshal of plain values: exact and fast; a
@@ -18,9 +18,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from gateway.feedback import packing, shard_file
+from gateway.feedback.aliases import Aliases
 from gateway.feedback.blocks import ID_BYTES
 from gateway.feedback.columns import Block
 from gateway.feedback.emitted import Emitted, joined, unpacked
@@ -28,6 +28,8 @@ from gateway.feedback.health import Gauges
 from gateway.feedback.join import Join
 from gateway.feedback.label_state import Verdict
 from gateway.feedback.log import LABELS, PREDICTIONS
+from gateway.feedback.names import Names
+from gateway.feedback.outbox import Dead, Forward, Outbox
 from gateway.feedback.pending import Effects
 from gateway.feedback.plain import Plain
 from gateway.feedback.requests import Requests
@@ -41,19 +43,8 @@ _STEPS = 4
 """Such transactions in one call: what was emitted is in memory until it returns."""
 _BLOCK = 512
 """Outcomes that lie together, at most."""
-Input = tuple[Stored, Block | Label | None]
+Input = tuple[Stored, Block | Names | Label | None]
 """An event and what it says; ``None`` where it could not be decoded."""
-
-
-class Dead(NamedTuple):
-    """A dead letter that waits to be appended.
-
-    Attributes:
-        number: For `Shard.sent`.
-    """
-
-    number: int
-    letter: DeadLetter
 
 
 class Shard:
@@ -76,6 +67,7 @@ class Shard:
         self._times: dict[str, int] = {}
         self._db = shard_file.opened(path, partition)
         self._plain = Plain(self._db, config, MOST_CACHED // config.partitions)
+        self._aliases, self._outbox = Aliases(self._db, config), Outbox(self._db)
         try:
             self._load()
         except BaseException:
@@ -138,15 +130,14 @@ class Shard:
         self._plain.trim()
         return joined(outcomes)
 
-    def outbox(self, most: int = 1000) -> list[Dead]:
-        """Return the first dead letters that are not `sent`."""
-        rows = self._db.execute("SELECT * FROM outbox ORDER BY number LIMIT ?", (most,))
-        return [Dead(number, packing.dead_from(packed)) for number, packed in rows]
+    def outbox(self, most: int = 1000) -> list[Dead | Forward]:
+        """Return the first of what is to be appended and not `sent`."""
+        return self._outbox.first(most)
 
     def sent(self, upto: int) -> None:
-        """Strike off dead letters up to a number: the log has them."""
+        """Strike off what is to be appended up to a number: the log has it."""
         with self._transaction():
-            self._db.execute("DELETE FROM outbox WHERE number <= ?", (upto,))
+            self._outbox.strike(upto)
 
     def outcomes(self, after: int = 0, most: int = 1000) -> list[tuple[int, Outcome]]:
         """Return rows that were emitted, with their numbers, from beyond `after`."""
@@ -193,6 +184,8 @@ class Shard:
             digest.update(repr((key, packing.net(state.pending[key]))).encode())
         for key in sorted(state.dangling):
             digest.update(repr((key, state.dangling[key])).encode())
+        for row in self._aliases.rows():
+            digest.update(repr(row).encode())
         # How often a row was corrected depends on when it was first emitted.
         counts = {name: n for name, n in self.counts.items() if name != "corrected"}
         digest.update(json.dumps([self.offsets, counts], sort_keys=True).encode())
@@ -210,7 +203,11 @@ class Shard:
             for stored, what in fresh
             if isinstance(what, Block) and what.count
         ]
-        labels = [(stored, what) for stored, what in fresh if isinstance(what, Label)]
+        labels: list[tuple[Stored, Label]] = []
+        aliased: list[tuple[Stored, Label]] = []
+        for stored, what in fresh:
+            if isinstance(what, Label):
+                (labels if what.alias is None else aliased).append((stored, what))
         ids = b"".join([block.ids for _, block in blocks])
         starts = range(0, len(ids), ID_BYTES)
         waiting = self._requests.waiting([ids[at : at + ID_BYTES] for at in starts])
@@ -225,6 +222,12 @@ class Shard:
         for stored, label in unusual:
             self._join.label(stored, label)
         effects = self._join.effects
+        for stored, what in fresh:
+            if isinstance(what, Names):
+                for name in what.names:
+                    self._aliases.name(stored.arrived_ms, name, self._working, effects)
+        for stored, label in aliased:
+            self._aliases.label(stored, label, self._working, effects)
         if noted := len(labels) - len(unusual):
             effects.counts[Verdict.APPLIED] += noted
         return effects
@@ -236,7 +239,8 @@ class Shard:
         watermark = self._watermark_ms()
         keys = self._requests.due(watermark, _AT_ONCE)
         oldest_ms = self._plain.due_ms()
-        if not keys and (oldest_ms is None or oldest_ms >= watermark):
+        plain_due = oldest_ms is not None and oldest_ms < watermark
+        if not (keys or plain_due or self._aliases.is_due(watermark)):
             return None
         with self._transaction():
             self._working = self._requests.load(keys)
@@ -246,6 +250,7 @@ class Shard:
             self._join = Join(self._config, self._working)
             self._join.advance(watermark, keys)
             effects = self._join.effects
+            self._aliases.advance(watermark, self._working, effects)
             emitted = self._write_effects(
                 effects, self._plain.expire(watermark, _AT_ONCE - len(keys))
             )
@@ -270,10 +275,7 @@ class Shard:
                 "INSERT INTO outcomes VALUES (?, ?, ?)",
                 (last, len(block), block.pack()),
             )
-        db.executemany(
-            "INSERT INTO outbox (packed) VALUES (?)",
-            [(packing.pack(letter),) for letter in effects.dead],
-        )
+        self._outbox.add(effects)
         self._counted = self._counts_after(effects)
         return emitted
 

@@ -7,7 +7,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from gateway.feedback import requests, slots
+from gateway.feedback import aliases, outbox, requests, slots
 from gateway.feedback.checked import Damaged
 from gateway.feedback.packing import FORMAT
 from gateway.logs import get_logger
@@ -22,9 +22,10 @@ _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     # A block of them, by the number of its last.
     "CREATE TABLE outcomes (last INTEGER PRIMARY KEY, rows INTEGER, packed BLOB)",
-    "CREATE TABLE outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, packed BLOB)",
+    outbox.TABLE,
     *requests.TABLES,
     *slots.TABLES,
+    *aliases.TABLES,
 )
 
 

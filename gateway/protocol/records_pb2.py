@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egateway/protocol/records.proto\x12\x0c\x62\x61ton.log.v1\"\xc3\x02\n\x05\x42lock\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x10\n\x08\x61\x66ter_ms\x18\x02 \x03(\x12\x12\x12\n\nlatency_us\x18\x03 \x03(\r\x12\x0c\n\x04rows\x18\x04 \x03(\r\x12%\n\x07origins\x18\x05 \x03(\x0b\x32\x14.baton.log.v1.Origin\x12\x0e\n\x06origin\x18\x06 \x03(\r\x12\r\n\x05units\x18\x07 \x03(\t\x12\x0f\n\x07\x62uckets\x18\x08 \x03(\x11\x12(\n\x08segments\x18\t \x03(\x0b\x32\x16.baton.log.v1.Segments\x12\x0f\n\x07segment\x18\n \x03(\r\x12\x13\n\x0brequest_ids\x18\x0b \x03(\t\x12%\n\x07layouts\x18\x0c \x03(\x0b\x32\x14.baton.log.v1.Layout\x12\x0e\n\x06layout\x18\r \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x0e \x01(\x0c\x12\r\n\x05sizes\x18\x0f \x03(\r\"~\n\x06Origin\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x12\n\npropensity\x18\x05 \x01(\x01\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x10\n\x08snapshot\x18\x07 \x01(\x03\"\x1a\n\x08Segments\x12\x0e\n\x06values\x18\x01 \x03(\t\"7\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"/\n\x06Layout\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.baton.log.v1.Tensorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egateway/protocol/records.proto\x12\x0c\x62\x61ton.log.v1\"\xe7\x02\n\x05\x42lock\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x10\n\x08\x61\x66ter_ms\x18\x02 \x03(\x12\x12\x12\n\nlatency_us\x18\x03 \x03(\r\x12\x0c\n\x04rows\x18\x04 \x03(\r\x12%\n\x07origins\x18\x05 \x03(\x0b\x32\x14.baton.log.v1.Origin\x12\x0e\n\x06origin\x18\x06 \x03(\r\x12\r\n\x05units\x18\x07 \x03(\t\x12\x0f\n\x07\x62uckets\x18\x08 \x03(\x11\x12(\n\x08segments\x18\t \x03(\x0b\x32\x16.baton.log.v1.Segments\x12\x0f\n\x07segment\x18\n \x03(\r\x12\x13\n\x0brequest_ids\x18\x0b \x03(\t\x12%\n\x07layouts\x18\x0c \x03(\x0b\x32\x14.baton.log.v1.Layout\x12\x0e\n\x06layout\x18\r \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x0e \x01(\x0c\x12\r\n\x05sizes\x18\x0f \x03(\r\x12\"\n\x05names\x18\x14 \x01(\x0b\x32\x13.baton.log.v1.Names\"H\n\x05Names\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x13\n\x0brequest_ids\x18\x02 \x03(\t\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\r\n\x05model\x18\x04 \x03(\r\"~\n\x06Origin\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x12\n\npropensity\x18\x05 \x01(\x01\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x10\n\x08snapshot\x18\x07 \x01(\x03\"\x1a\n\x08Segments\x12\x0e\n\x06values\x18\x01 \x03(\t\"7\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"/\n\x06Layout\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.baton.log.v1.Tensorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gateway.protocol.records_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BLOCK']._serialized_start=49
-  _globals['_BLOCK']._serialized_end=372
-  _globals['_ORIGIN']._serialized_start=374
-  _globals['_ORIGIN']._serialized_end=500
-  _globals['_SEGMENTS']._serialized_start=502
-  _globals['_SEGMENTS']._serialized_end=528
-  _globals['_TENSOR']._serialized_start=530
-  _globals['_TENSOR']._serialized_end=585
-  _globals['_LAYOUT']._serialized_start=587
-  _globals['_LAYOUT']._serialized_end=634
+  _globals['_BLOCK']._serialized_end=408
+  _globals['_NAMES']._serialized_start=410
+  _globals['_NAMES']._serialized_end=482
+  _globals['_ORIGIN']._serialized_start=484
+  _globals['_ORIGIN']._serialized_end=610
+  _globals['_SEGMENTS']._serialized_start=612
+  _globals['_SEGMENTS']._serialized_end=638
+  _globals['_TENSOR']._serialized_start=640
+  _globals['_TENSOR']._serialized_end=695
+  _globals['_LAYOUT']._serialized_start=697
+  _globals['_LAYOUT']._serialized_end=744
 # @@protoc_insertion_point(module_scope)

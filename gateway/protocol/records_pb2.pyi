@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Block(_message.Message):
-    __slots__ = ("ids", "after_ms", "latency_us", "rows", "origins", "origin", "units", "buckets", "segments", "segment", "request_ids", "layouts", "layout", "data", "sizes")
+    __slots__ = ("ids", "after_ms", "latency_us", "rows", "origins", "origin", "units", "buckets", "segments", "segment", "request_ids", "layouts", "layout", "data", "sizes", "names")
     IDS_FIELD_NUMBER: _ClassVar[int]
     AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class Block(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     ids: bytes
     after_ms: _containers.RepeatedScalarFieldContainer[int]
     latency_us: _containers.RepeatedScalarFieldContainer[int]
@@ -38,7 +39,20 @@ class Block(_message.Message):
     layout: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
     sizes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, ids: _Optional[bytes] = ..., after_ms: _Optional[_Iterable[int]] = ..., latency_us: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., origins: _Optional[_Iterable[_Union[Origin, _Mapping]]] = ..., origin: _Optional[_Iterable[int]] = ..., units: _Optional[_Iterable[str]] = ..., buckets: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segments, _Mapping]]] = ..., segment: _Optional[_Iterable[int]] = ..., request_ids: _Optional[_Iterable[str]] = ..., layouts: _Optional[_Iterable[_Union[Layout, _Mapping]]] = ..., layout: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
+    names: Names
+    def __init__(self, ids: _Optional[bytes] = ..., after_ms: _Optional[_Iterable[int]] = ..., latency_us: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., origins: _Optional[_Iterable[_Union[Origin, _Mapping]]] = ..., origin: _Optional[_Iterable[int]] = ..., units: _Optional[_Iterable[str]] = ..., buckets: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segments, _Mapping]]] = ..., segment: _Optional[_Iterable[int]] = ..., request_ids: _Optional[_Iterable[str]] = ..., layouts: _Optional[_Iterable[_Union[Layout, _Mapping]]] = ..., layout: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ..., names: _Optional[_Union[Names, _Mapping]] = ...) -> None: ...
+
+class Names(_message.Message):
+    __slots__ = ("ids", "request_ids", "models", "model")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ids: bytes
+    request_ids: _containers.RepeatedScalarFieldContainer[str]
+    models: _containers.RepeatedScalarFieldContainer[str]
+    model: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ids: _Optional[bytes] = ..., request_ids: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., model: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Origin(_message.Message):
     __slots__ = ("model", "version", "role", "policy", "propensity", "revision", "snapshot")

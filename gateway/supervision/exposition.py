@@ -181,10 +181,11 @@ def _logged(counts: dict[str, int]) -> Iterator[Metric]:
     predictions = CounterMetricFamily(
         "baton_log_predictions",
         "Predictions on the way to the event log: offered, dropped by a full ring, "
-        "stripped of outputs too large, refused by the log for good",
+        "stripped of outputs too large, refused by the log for good, unnamed because "
+        "a full ring did not take their request ids",
         labels=["outcome"],
     )
-    for outcome in ("offered", "dropped", "stripped", "refused"):
+    for outcome in ("offered", "dropped", "stripped", "refused", "unnamed"):
         predictions.add_metric([outcome], counts.get(outcome, 0))
     blocks = CounterMetricFamily(
         "baton_log_blocks", "Blocks of predictions: made, sent again", labels=["kind"]

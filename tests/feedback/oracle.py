@@ -6,7 +6,8 @@ import math
 import zlib
 from collections.abc import Sequence
 
-from gateway.feedback.types import Label, Prediction, Stored
+from gateway.feedback.names import Name
+from gateway.feedback.types import Alias, Label, Prediction, Stored
 from gateway.feedback_config import FeedbackConfig
 from tests.feedback.histories import Input
 
@@ -73,6 +74,34 @@ def expected(config: FeedbackConfig, inputs: Sequence[Input]) -> tuple[Net, set[
                 net[key, p.version, p.role, row] = (shown, status, weight)
     assert window <= horizon
     return net, dead
+
+
+def owners(
+    config: FeedbackConfig, names: Sequence[tuple[int, Name]], labels: Sequence[Said]
+) -> dict[int, bytes | None]:
+    """Return which prediction labels by request ids mean, by their offset.
+
+    Args:
+        config: Of all models.
+        names: With when the log took each in.
+        labels: Each with an alias.
+    """
+    s = config.default
+    horizon = (s.window_s + s.lateness_s) * 1000
+    had: dict[Alias, list[tuple[int, int, bytes]]] = {}
+    for arrived, name in names:
+        theirs = had.setdefault(name.alias, [])
+        until = int.from_bytes(name.id[:6]) + horizon
+        if arrived <= until and not any(other >= arrived for _, other, _ in theirs):
+            theirs.append((arrived, until, name.id))
+    found: dict[int, bytes | None] = {}
+    for event, one in labels:
+        assert one.alias is not None
+        at = event.arrived_ms
+        theirs = [each for each in had.get(one.alias, ()) if each[1] >= at][:1]
+        known = [key for arrived, _, key in theirs if arrived <= at + 120_000]
+        found[event.offset] = known[0] if known else None
+    return found
 
 
 def _between_tombstones(labels: list[Said]) -> list[list[Said]]:

@@ -141,7 +141,7 @@ async def test_every_label_that_is_not_taken_is_named(
         (4, "invalid"),
     ]
     assert all("prediction_id" in one.detail for one in answer.refusals[1:])
-    assert "not taken yet" in answer.refusals[2].detail
+    assert "by_request_id is off" in answer.refusals[2].detail
     assert [one.event_id for one in await labels_of(log)] == ["e0"]
 
 

@@ -23,7 +23,8 @@ async def test_its_labels_arrive_where_they_belong(real_kafka: Cluster) -> None:
     config = config_of(real_kafka)
     log = await KafkaLog.open(config, PARTITIONS)
     ids = [str(uuid4()) for _ in range(20)]
-    lines = [json.dumps({"prediction_id": one, "value": "up"}) for one in ids]
+    lines = [json.dumps({"prediction_id": one, "value": "up"}) for one in ids[1:]]
+    lines += [json.dumps({"model": "m", "request_id": ids[0], "value": "up"})]
     brokers, topic = ",".join(config.bootstrap_servers), config.topic_prefix + LABELS
     command = [sys.executable, str(EXAMPLE), brokers, topic]
     try:
@@ -38,7 +39,7 @@ async def test_its_labels_arrive_where_they_belong(real_kafka: Cluster) -> None:
             found += await log.read(LABELS, partition, 0, 100)
     finally:
         await log.close()
-    assert {one.event.key.decode() for one in found} == set(ids)
+    assert {one.event.key.decode() for one in found} == {f"/m/{ids[0]}", *ids[1:]}
     for one in found:
         assert one.partition == partition_of(one.event.key, PARTITIONS)
         assert decode(one.event, 65_536).value == "up"
