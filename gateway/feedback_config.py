@@ -11,6 +11,7 @@ _SECTION = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True
 _Count = Annotated[int, Field(ge=1)]
 _Bytes = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Feature = Annotated[str, Field(min_length=1)]
 _Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -79,6 +80,34 @@ class LabelConfig(BaseModel):
     """Numbers of a vector; 0 for any, up to 4096."""
 
 
+class InputsConfig(BaseModel):
+    """Which inputs of a model's requests go into the event log.
+
+    Those of explored answers and of shadows always do: of every arm but the champion,
+    and of what its policy was unlikely to choose (a propensity below 0.5).
+    """
+
+    model_config = _SECTION
+
+    sample: _Share = 0.0
+    """Share of the champion's other answers whose inputs do so too, by a hash of the
+    prediction id."""
+    redact: tuple[_Feature, ...] = ()
+    """Inputs that never do: ``name``, or ``name[0]`` for one column of a tensor that
+    has rows and columns. If one of them is none of a version's inputs, no input of that
+    version is recorded: see `baton_log_predictions_total`."""
+    hash: tuple[_Feature, ...] = ()
+    """Inputs of which only a hash does, 32 hexadecimal digits for each element
+    (BLAKE2b with the key of `hash_key_file`): named likewise, of BYTES alone."""
+
+    @model_validator(mode="after")
+    def _one_each(self) -> InputsConfig:
+        both = sorted({*self.redact} & {*self.hash})
+        if both:
+            raise ValueError(f"{', '.join(both)}: either redact or hash it")
+        return self
+
+
 class JoinConfig(BaseModel):
     """How the labels of a model meet its predictions."""
 
@@ -106,6 +135,9 @@ class JoinConfig(BaseModel):
     their policy was unlikely to choose (a propensity below 0.5)."""
     dangling_ttl_s: Annotated[int, Field(ge=120)] = 600
     """How long a label waits for its prediction."""
+    inputs: InputsConfig | None = None
+    """Inputs to record with the predictions; none unless this is set, and with ``{}``
+    those of explored answers and shadows."""
 
     @model_validator(mode="after")
     def _in_parts(self) -> JoinConfig:
@@ -134,12 +166,16 @@ class FeedbackConfig(BaseModel):
     """How long the embedded log keeps events; Kafka's topics say so themselves."""
     max_log_bytes: _Bytes = 8 << 30
     """Size at which the embedded log drops its oldest events before their time."""
-    block_rows: Annotated[int, Field(ge=1, le=65_536)] = 512
+    block_rows: Annotated[int, Field(ge=1, le=65_536)] = 1024
     """Predictions that a front sends together, at most."""
     block_ms: Annotated[int, Field(ge=1)] = 50
     """How long one waits for others, at most."""
     ring_bytes: _Bytes = 64 << 20
     """What a front keeps while the log does not take it; more is dropped, counted."""
+    hash_key_file: Path | None = None
+    """Secret with which inputs are hashed, at least 16 random bytes, so that a hash
+    cannot be looked up without it; the same everywhere where hashes are to be compared.
+    Unless it is set, ``inputs.key`` in `state_dir` is made."""
     host: str = "127.0.0.1"
     """Address of `port`."""
     port: _Port | None = None

@@ -34,6 +34,7 @@ from gateway.serving.answers import AnswerLog
 from gateway.serving.dispatch import Dispatcher
 from gateway.serving.health import HealthService
 from gateway.serving.infer import InferService
+from gateway.serving.inputs import Recorders, recorders
 from gateway.serving.link import LinkSettings, WorkerLink
 from gateway.serving.methods import methods
 from gateway.serving.server import ServerService
@@ -83,10 +84,12 @@ class Front:
         self.dispatcher.on_idle_handle = self._handle_idle
         self._sink = MemorySink(config.traffic.memory_records)
         self._ring: Ring | None = None
+        self._recorders: Recorders | None = None
         log: AnswerLog | None = None
         if config.feedback.enabled:
             self._ring = Ring(config.feedback, config.state_dir / SOCKET, now_ns)
-            log = AnswerLog(self._ring, now_ns)
+            self._recorders = recorders(config, self._ring.counts)
+            log = AnswerLog(self._ring, now_ns, self._recorders)
         self._shadows = Shadows(
             loop,
             self.dispatcher,
@@ -131,8 +134,7 @@ class Front:
         """
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self._channel, control_path)
-        hello = {"role": "front", "index": self._index, "pid": os.getpid()}
-        self._channel.hello(hello)
+        self._channel.hello({"role": "front", "index": self._index, "pid": os.getpid()})
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's ^C
         stopped = loop.create_task(self._stop.wait())
@@ -250,6 +252,8 @@ class Front:
         """
         before = self.state.catalogue
         names = before.models if changed is None else changed
+        if self._recorders is not None:
+            self._recorders.look_at(catalogue, changed)
         gone = before.handles(names) - catalogue.handles(names)
         self.state.swap(catalogue, changed)
         busy = self.dispatcher.retain(catalogue, gone)

@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from gateway.config import Config, GrpcConfig, TlsConfig
+from gateway.feedback.hash_key import key_fault
 
 _MAX_UNIX_PATH = 107
 """Bytes of a Unix socket's path (unix(7): ``sun_path`` is 108 with its zero)."""
@@ -34,6 +35,7 @@ def faults(config: Config) -> list[str]:
         except ValueError as error:
             found.append(str(error))
     found += filter(None, map(unix_fault, unix_paths(config.grpc)))
+    found += filter(None, [key_fault(config.feedback)])
     return found
 
 

@@ -28,7 +28,7 @@ from uuid import UUID, uuid4
 import typer
 
 from gateway.clock import PredictionIds
-from gateway.feedback import blocks, cloudevents
+from gateway.feedback import block_writer, blocks, cloudevents
 from gateway.feedback.kafka import KafkaLog
 from gateway.feedback.log import LABELS, PREDICTIONS
 from gateway.feedback.partition import partitions_of
@@ -99,7 +99,7 @@ def _label(name: bytes, number: int, now_ms: int, form: str) -> Event:
 
 def _block(names: list[bytes], now_ms: int) -> bytes:
     admitted_ns = now_ms * 1_000_000
-    return blocks.encode(
+    return block_writer.encode(
         [
             blocks.Answer(
                 name, "demo", admitted_ns, 900, 1, _CHOICE, ("", -1, ("eu", "web")),

@@ -17,7 +17,8 @@ from uuid import UUID
 
 import typer
 
-from gateway.feedback.blocks import TensorLayout, encode
+from gateway.feedback.block_writer import encode
+from gateway.feedback.blocks import Answer, TensorLayout
 from gateway.feedback.columns import Block
 from gateway.feedback.joiner import collect_rarely
 from gateway.feedback.log import LABELS, PREDICTIONS
@@ -55,8 +56,10 @@ def _inputs(first: int, block_rows: int) -> tuple[list[Stored], list[Input]]:
         key = at.to_bytes(6) + b"\x70\x00" + spread.to_bytes(8)
         name = str(UUID(bytes=key)).encode()
         made.append(
-            (name, "demo", at * 1_000_000, 900, 1, _CHOSEN, _CONTEXT, _LAYOUT,
-             (_DATA,), b"")
+            Answer(
+                name, "demo", at * 1_000_000, 900, 1, _CHOSEN, _CONTEXT, _LAYOUT,
+                (_DATA,), b"",
+            )
         )  # fmt: skip
         label = Label(
             str(number), "load", key, None, 0, "label", LabelKind.VALUE, 1.0, 0, at, 1.0
@@ -65,7 +68,7 @@ def _inputs(first: int, block_rows: int) -> tuple[list[Stored], list[Input]]:
     blocks = []
     for at in range(0, _BATCH, block_rows):
         block = made[at : at + block_rows]
-        arrived = block[-1][2] // 1_000_000
+        arrived = block[-1].admitted_ns // 1_000_000
         offset = (first + at) // block_rows
         event = Event(b"", encode(block))
         blocks.append(Stored(PREDICTIONS, 0, offset, arrived, event))

@@ -64,9 +64,9 @@ def writer(path: Path, kind: str, topic: str) -> Iterator[Write]:
 class _Parquet:
     """A Parquet file, one row group in memory.
 
-    Outputs of predictions are lists of structs whose values, row-major, are in one of
-    ``integers``, ``numbers`` and ``texts``; UINT64 is in ``texts``, for int64 does not
-    hold it. Likewise a label's value is in ``number``, ``truth``, ``text`` or
+    Outputs and inputs of predictions are lists of structs whose values, row-major, are
+    in one of ``integers``, ``numbers`` and ``texts``; UINT64 is in ``texts``, for int64
+    does not hold it. Likewise a label's value is in ``number``, ``truth``, ``text`` or
     ``vector``. The event of what could not be decoded is JSON.
     """
 
@@ -129,9 +129,9 @@ class _Parquet:
 def _schema(pa: Any, topic: str) -> pa.Schema:  # noqa: ANN401 - a module
     text, whole, real = pa.string(), pa.int64(), pa.float64()
     time = pa.timestamp("ms", tz="UTC")
-    output = {"name": text, "datatype": text, "shape": pa.list_(whole)}
-    output |= {"integers": pa.list_(whole), "numbers": pa.list_(real)}
-    output |= {"texts": pa.list_(text)}
+    tensor = {"name": text, "datatype": text, "shape": pa.list_(whole)}
+    tensor |= {"integers": pa.list_(whole), "numbers": pa.list_(real)}
+    tensor |= {"texts": pa.list_(text)}
     label = {"id": text, "source": text, "kind": text, "prediction_id": text}
     label |= {"tenant": text, "model": text, "request_id": text}
     label |= {"row": whole, "label_name": text, "number": real, "truth": pa.bool_()}
@@ -143,7 +143,8 @@ def _schema(pa: Any, topic: str) -> pa.Schema:  # noqa: ANN401 - a module
         columns |= {"role": text, "policy": text, "propensity": real}
         columns |= {"revision": whole, "snapshot": whole, "unit": text}
         columns |= {"bucket": pa.int32(), "segments": pa.list_(text), "rows": whole}
-        columns |= {"outputs": pa.list_(pa.struct(output)), "latency_us": whole}
+        tensors = pa.list_(pa.struct(tensor))
+        columns |= {"outputs": tensors, "inputs": tensors, "latency_us": whole}
         columns |= {"request_id": text}
     elif topic == "labels":
         columns |= label
@@ -156,9 +157,10 @@ def _schema(pa: Any, topic: str) -> pa.Schema:  # noqa: ANN401 - a module
 
 def _row(thing: dict[str, Any]) -> dict[str, Any]:
     """Return an object as the schema has it."""
-    if "outputs" in thing:
-        outputs = thing["outputs"].items()
-        thing["outputs"] = [{"name": name, **(cell or {})} for name, cell in outputs]
+    for side in ("outputs", "inputs"):
+        if side in thing:
+            tensors = thing[side].items()
+            thing[side] = [{"name": name, **(cell or {})} for name, cell in tensors]
     if "event" in thing:
         thing["event"] = line(thing["event"])
     for label in (thing, thing.get("label", {})):

@@ -30,7 +30,7 @@ def objects(stored: Stored, values: Values = nested) -> Iterator[dict[str, Any]]
 
     Args:
         stored: Of any topic.
-        values: For the outputs of predictions; nested lists unless given.
+        values: For the tensors of predictions; nested lists unless given.
     """
     place: dict[str, Any] = {
         "partition": stored.partition,
@@ -75,12 +75,17 @@ def _prediction(one: Prediction, values: Values) -> dict[str, Any]:
         "latency_us": one.latency_us,
         "request_id": one.request_id,
     }
-    for tensor in one.outputs:
-        try:
-            found["outputs"][tensor.name] = _values(tensor, values)
-        except (ValueError, KeyError) as error:
-            found["outputs"][tensor.name] = None
-            found["error"] = f"output {tensor.name!r} cannot be decoded: {error}"
+    sides = [("output", one.outputs)]
+    if one.inputs:
+        found["inputs"] = {}
+        sides.append(("input", one.inputs))
+    for side, tensors in sides:
+        for tensor in tensors:
+            try:
+                found[f"{side}s"][tensor.name] = _values(tensor, values)
+            except (ValueError, KeyError) as error:
+                found[f"{side}s"][tensor.name] = None
+                found["error"] = f"{side} {tensor.name!r} cannot be decoded: {error}"
     return found
 
 

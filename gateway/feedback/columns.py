@@ -42,7 +42,7 @@ class Block:
         rows: Of each, at least 1.
         origins: The different ones.
         origin: Which of them each has.
-        layouts: The different ones of the outputs.
+        layouts: The different ones, of outputs and then of inputs.
         layout: Which of them each has.
 
     Raises:
@@ -70,16 +70,13 @@ class Block:
             for o in block.origins
         ]
         self.origin = _index("origin", block.origin, self.origins, count)
-        self.layouts: list[Layout] = [
-            tuple([TensorLayout(t.name, t.datatype, tuple(t.shape)) for t in w.tensors])
-            for w in block.layouts
-        ]
+        self.layouts = [_layout(each) for each in block.layouts]
         self.layout = _index("layout", block.layout, self.layouts, count)
         sizes = list(block.sizes)
         tensors = [len(self.layouts[index]) for index in self.layout]
         _check("sizes", sizes, sum(tensors))
         if sum(sizes) != len(block.data):
-            text = f"outputs of {sum(sizes)} bytes are {len(block.data)} bytes long"
+            text = f"tensors of {sum(sizes)} bytes are {len(block.data)} bytes long"
             raise BadBlock(text)
         self._tensors = list(accumulate(tensors, initial=0))
         self._ends = list(accumulate(sizes, initial=0))
@@ -111,14 +108,14 @@ class Block:
     @property
     def has_inputs(self) -> bool:
         """Whether there is more in it than the join needs."""
-        return False
+        return any(tensor.is_input for layout in self.layouts for tensor in layout)
 
     def id(self, place: int) -> bytes:
         """Return the id of one."""
         return self.ids[place * ID_BYTES : (place + 1) * ID_BYTES]
 
     def pieces(self, place: int) -> list[bytes]:
-        """Return the elements of each output of one."""
+        """Return the elements of each tensor of one."""
         first, last = self._tensors[place], self._tensors[place + 1]
         data, ends = self._block.data, self._ends
         return [data[ends[at] : ends[at + 1]] for at in range(first, last)]
@@ -130,7 +127,7 @@ class Block:
         return [ids[start : start + ID_BYTES] for start in starts]
 
     def only_pieces(self, places: Sequence[int]) -> list[bytes]:
-        """Return the elements of the output of some that have one each."""
+        """Return the elements of the tensor of some that have one each."""
         data, ends = self._block.data, self._ends
         return [data[ends[place] : ends[place + 1]] for place in places]
 
@@ -144,16 +141,14 @@ class Block:
         times = self.times.tolist()
         for place in places:
             rows = self.rows[place]
-            outputs = tuple(
-                [
-                    Tensor(name, datatype, (rows, *shape), data)
-                    for (name, datatype, shape), data in zip(
-                        self.layouts[self.layout[place]],
-                        self.pieces(place),
-                        strict=True,
-                    )
-                ]
-            )
+            tensors: tuple[list[Tensor], list[Tensor]] = [], []
+            layout = self.layouts[self.layout[place]]
+            pieces = self.pieces(place)
+            for (name, datatype, shape, is_input), data in zip(
+                layout, pieces, strict=True
+            ):
+                tensor = Tensor(name, datatype, (rows, *shape), data)
+                tensors[is_input].append(tensor)
             yield Prediction(
                 self.id(place),
                 times[place],
@@ -162,8 +157,8 @@ class Block:
                 self.buckets[place],
                 self.segments[place],
                 rows,
-                outputs,
-                (),
+                tuple(tensors[False]),
+                tuple(tensors[True]),
                 latencies[place],
                 "",
                 request_ids[place] if request_ids else "",
@@ -181,11 +176,18 @@ class Block:
         new.after_ms.extend(np.diff(self.times[places], prepend=0).tolist())
         for name in ("origins", "segments", "layouts"):
             getattr(new, name).extend(getattr(old, name))
+        for layout in new.layouts:
+            layout.ClearField("inputs")
         columns = ("latency_us", "rows", "origin", "units", "buckets", "segment")
         for name in (*columns, "layout"):
             if column := getattr(old, name):
                 getattr(new, name).extend([column[place] for place in places])
-        pieces = [piece for place in places for piece in self.pieces(place)]
+        outputs = [len(layout.tensors) for layout in new.layouts]
+        pieces = [
+            piece
+            for place in places
+            for piece in self.pieces(place)[: outputs[self.layout[place]]]
+        ]
         new.data = b"".join(pieces)
         new.sizes.extend(map(len, pieces))
         return new.SerializeToString()
@@ -203,6 +205,16 @@ def decode(value: bytes) -> list[Prediction]:
 def ids_of(value: bytes) -> bytes:
     """Return the ids of a block that was read before."""
     return pb.Block.FromString(value).ids
+
+
+def _layout(layout: pb.Layout) -> Layout:
+    return tuple(
+        [
+            TensorLayout(each.name, each.datatype, tuple(each.shape), is_input)
+            for tensors, is_input in ((layout.tensors, False), (layout.inputs, True))
+            for each in tensors
+        ]
+    )
 
 
 def _check(name: str, values: Sequence[object], count: int) -> None:

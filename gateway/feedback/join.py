@@ -30,7 +30,7 @@ from gateway.feedback.pending import (
     horizon_ms,
     rows_of,
 )
-from gateway.feedback.sample import is_in, share_of
+from gateway.feedback.sample import in_share, share_of
 from gateway.feedback.types import (
     DeadLetter,
     Label,
@@ -100,7 +100,7 @@ class Join:
         self._state.answered.add(prediction.id)
         # What is not in the sample stays known, or its labels would be orphans.
         share = share_of(prediction.role, prediction.propensity, settings)
-        if is_in(share, prediction.id):
+        if in_share(prediction.id, share):
             before = self._emitted(prediction.id, pending)
             pending.answers[key] = prediction
             self._settle(pending, before, self._emitted(prediction.id, pending))

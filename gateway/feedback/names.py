@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from gateway.feedback.blocks import ID_BYTES, Offered, id_of
+from gateway.feedback.blocks import COLUMNS, ID_BYTES, id_of
 from gateway.feedback.columns import BadBlock
 from gateway.feedback.partition import partitions_of
 from gateway.feedback.types import Alias
@@ -61,14 +61,15 @@ def digest_of(alias: Alias) -> bytes:
     return blake2b("/".join(alias).encode(), digest_size=16).digest()
 
 
-def shared(answers: Sequence[Offered], partitions: int) -> list[Share]:
+def shared(answers: Sequence[Any], partitions: int) -> list[Share]:
     """Return the blocks of the names that clients gave; most give none.
 
     Args:
-        answers: Predictions; a shadow's has no name.
+        answers: Members of one `Offered`, then of the next; a shadow's has no name.
         partitions: Of the topic.
     """
-    named = [(one[0], one[1], one[-1]) for one in answers if one[-1]]
+    columns = [answers[place::COLUMNS] for place in (0, 1, COLUMNS - 1)]
+    named = [one for one in zip(*columns, strict=True) if one[-1]]
     if not named:
         return []
     keys = [b"/%b/%b" % (model.encode(), said) for _, model, said in named]

@@ -56,11 +56,11 @@ def murmur2(keys: np.ndarray) -> np.ndarray:
     count, length = keys.shape
     hashes = np.full(count, _SEED ^ length, np.uint32)
     whole = length // 4
-    words = np.ascontiguousarray(keys[:, : whole * 4]).view("<u4")
-    for place in range(whole):
-        word = words[:, place] * _M
-        word ^= word >> _R
-        word *= _M
+    words = np.ascontiguousarray(keys[:, : whole * 4]).view("<u4").T.copy()
+    words *= _M
+    words ^= words >> _R
+    words *= _M
+    for word in words:
         hashes *= _M
         hashes ^= word
     tail = keys[:, whole * 4 :].astype(np.uint32)

@@ -25,7 +25,7 @@ from gateway.feedback.join import SKEW_MS
 from gateway.feedback.label_state import Known, misfit
 from gateway.feedback.pending import Answers, Pending, horizon_ms
 from gateway.feedback.plain_rows import emit
-from gateway.feedback.sample import is_in, share_of
+from gateway.feedback.sample import in_share, share_of
 from gateway.feedback.slots import (
     GONE,
     LABELLED,
@@ -224,7 +224,7 @@ class Plain:
     def _answers(self, part: Part, row: int, block: Block) -> Answers:
         (one,) = block.predictions([row])
         share = share_of(one.role, one.propensity, part.settings)
-        return {(one.version, one.role): one} if is_in(share, one.id) else {}
+        return {(one.version, one.role): one} if in_share(one.id, share) else {}
 
     # -- time moves on ----------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from gateway.feedback.columns import Block
 from gateway.feedback.emitted import Columns, Emitted
 from gateway.feedback.label_state import Known
 from gateway.feedback.pending import Labels, labels_of
-from gateway.feedback.sample import is_in, share_of
+from gateway.feedback.sample import in_share, share_of
 from gateway.feedback.slots import Said
 from gateway.feedback.types import Status
 from gateway.feedback_config import JoinConfig
@@ -36,7 +36,7 @@ def emit(
         return Emitted.of([])
     shares = [share_of(origin[2], origin[4], settings) for origin in block.origins]
     if min(shares, default=1.0) < 1:
-        kept = [is_in(shares[block.origin[row]], block.id(row)) for row in rows]
+        kept = [in_share(block.id(row), shares[block.origin[row]]) for row in rows]
         rows, labels = [*compress(rows, kept)], [*compress(labels, kept)]
     if not rows:
         return Emitted.of([])
@@ -99,7 +99,7 @@ def _plain(labels: Labels) -> tuple[Any, ...]:
 
 def _outputs(block: Block, rows: Sequence[int]) -> list[object]:
     """Return the outputs of requests that have one row each."""
-    forms = [[tensor[:] for tensor in layout] for layout in block.layouts]
+    forms = [[tensor[:3] for tensor in layout] for layout in block.layouts]
     if len(forms) == 1 and len(forms[0]) == 1:  # mostly
         (form,) = forms[0]
         return [((*form, data),) for data in block.only_pieces(rows)]

@@ -11,23 +11,22 @@ import asyncio
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import numpy as np
-
 from gateway.feedback import names
-from gateway.feedback.blocks import Offered, encode
+from gateway.feedback.block_writer import BlockWriter
+from gateway.feedback.blocks import COLUMNS, Form, Offered
 from gateway.feedback.frames import ACKNOWLEDGED, FRAME, WRITER_BYTES
-from gateway.feedback.partition import murmur2
 from gateway.feedback_config import FeedbackConfig
 
-_OPEN_BYTES = 256 << 10
-"""Outputs that wait for a block's other predictions, at most, about: a block fits what
+MAX_DATA_BYTES = 256 << 10
+"""Tensors that wait for a block's other predictions, at most, about: a block fits what
 Kafka's brokers take as one message."""
+_NO_DATA = Form((), ())
 _FIRST_DELAY_S = 0.05
 _LAST_DELAY_S = 1.0
 
@@ -63,11 +62,12 @@ class Ring:
         self._config = config
         self._path = str(path)
         self._now = now_ns
-        self._block_rows = config.block_rows
+        self._full = config.block_rows * COLUMNS
+        self._write = BlockWriter(config.partitions).write
         self.writer = os.urandom(WRITER_BYTES)
         self.counts: Counter[str] = Counter()
         self.unacknowledged = 0
-        self._open: list[Offered] = []
+        self._open: list[object] = []
         self._open_bytes = 0
         self._armed = False
         self._sequence = 0
@@ -80,14 +80,14 @@ class Ring:
         self._sending = self._loop.create_task(self._stay_connected())
 
     def offer(self, answer: Offered, nbytes: int) -> None:
-        """Take a prediction with outputs of `nbytes`, or drop it; never waits."""
-        if nbytes > _OPEN_BYTES:
-            answer, nbytes = (*answer[:-3], (), (), answer[-1]), 0
+        """Take a prediction with data of `nbytes`, or drop it; never waits."""
+        if nbytes > MAX_DATA_BYTES:
+            answer, nbytes = (*answer[:7], _NO_DATA, b"", answer[9]), 0
             self.counts["stripped"] += 1
         waiting = self._open
-        waiting.append(answer)
+        waiting += answer
         self._open_bytes += nbytes
-        if len(waiting) >= self._block_rows or self._open_bytes >= _OPEN_BYTES:
+        if len(waiting) >= self._full or self._open_bytes >= MAX_DATA_BYTES:
             self.flush()
         elif not self._armed:
             self._armed = True
@@ -102,16 +102,14 @@ class Ring:
         answers, self._open, self._open_bytes = self._open, [], 0
         if not answers:
             return
-        self.counts["offered"] += len(answers)
+        self.counts["offered"] += len(answers) // COLUMNS
         epoch_ns = time.time_ns() - self._now()
-        shares = _shared(answers, self._config.partitions)
-        for place, some in enumerate(shares):
-            if some:
-                self._keep(place, len(some), encode(some, epoch_ns))
+        for share in self._write(answers, epoch_ns):
+            self._keep(*share)
         if self._config.by_request_id:
-            for share in names.shared(answers, self._config.partitions):
-                if not self._keep(share.partition, 0, share.block):
-                    self.counts["unnamed"] += share.named
+            for named in names.shared(answers, self._config.partitions):
+                if not self._keep(named.partition, 0, named.block):
+                    self.counts["unnamed"] += named.named
         self._send()
 
     def _keep(self, place: int, records: int, block: bytes) -> bool:
@@ -195,16 +193,6 @@ class Ring:
         lost, self.unacknowledged = self.unacknowledged, 0
         self.counts["dropped"] += lost
         return lost
-
-
-def _shared(answers: Sequence[Offered], partitions: int) -> list[list[Offered]]:
-    """Return each partition's share, in order."""
-    joined = b"".join([answer[0] for answer in answers])
-    hashes = murmur2(np.frombuffer(joined, np.uint8).reshape(len(answers), -1))
-    places = (hashes & np.uint32(0x7FFFFFFF)) % np.uint32(partitions)
-    order = [answers[at] for at in places.argsort(kind="stable").tolist()]
-    ends = np.bincount(places, minlength=partitions).cumsum().tolist()
-    return [order[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 class _Link(asyncio.Protocol):

@@ -1,4 +1,4 @@
-"""Which predictions are joined."""
+"""Which predictions are joined, and which are recorded with their inputs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ _LIKELY = 0.5
 """Propensity from which a champion's answer may be left out of the sample."""
 
 
-def share_of(role: str, propensity: float, settings: JoinConfig) -> float:
-    """Return the share of such predictions that are joined.
+def is_rare(role: str, propensity: float) -> bool:
+    """Return whether an answer is one of those of which none is left out.
 
-    Rare ones always are: the others', and what the policy was unlikely to choose.
+    These are the others', and what the policy was unlikely to choose.
     """
-    if role != "champion" or propensity < _LIKELY:
-        return 1.0
-    return settings.sample
+    return role != "champion" or propensity < _LIKELY
 
 
-def is_in(share: float, key: bytes) -> bool:
-    """Tell whether a prediction is in a sample of this share, by a hash of its id."""
+def share_of(role: str, propensity: float, settings: JoinConfig) -> float:
+    """Return the share of such predictions that are joined."""
+    return 1.0 if is_rare(role, propensity) else settings.sample
+
+
+def in_share(key: bytes, share: float) -> bool:
+    """Tell whether a prediction is in a share of all, by a hash of its id."""
     return share >= 1 or zlib.crc32(key) < share * 2**32

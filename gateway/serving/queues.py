@@ -7,7 +7,7 @@ from typing import Protocol
 
 from gateway.catalogue import VersionEntry
 from gateway.errors import GatewayError, ModelFailed, QueueFull, TooLarge
-from gateway.feedback.blocks import Layout
+from gateway.feedback.blocks import Form, Layout
 from gateway.logs import get_logger
 from gateway.serving.batching import Batch, BatchWindow, CloseReason
 from gateway.serving.pending import Pending, Phase
@@ -36,6 +36,7 @@ class VersionQueue:
         inflight_rows: Rows waiting or at workers.
         pace_ns: Time per row at which a backlog drains, smoothed; 0: none seen yet.
         layouts: Of the outputs, by their shapes, as the event log has them.
+        forms: Likewise, by their shapes and the rows of a request.
         failure_logged_ns: When the log last said why a request failed.
     """
 
@@ -52,6 +53,7 @@ class VersionQueue:
         self.entry = entry
         self.spec: ModelSpec = entry.spec
         self.layouts: dict[tuple[tuple[int, ...], ...], Layout] = {}
+        self.forms: dict[tuple[tuple[tuple[int, ...], ...], int], Form] = {}
         self.statistics = statistics
         self.shadow = shadow
         self.run_ns = entry.slowest_run_ns

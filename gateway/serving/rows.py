@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 from gateway.clock import PredictionIds
-from gateway.feedback.blocks import Layout
+from gateway.feedback.blocks import Form
 from gateway.serving.pending import RowTensor
 from workers.spec import ModelSpec
 from workers.wire import ROW_OFFSETS, WireTensor
@@ -31,14 +31,16 @@ class BatchRows:
         names: Ids for the batch's replies, made when the first one wants one.
         plan: The last plan that cut a reply out of it, which is mostly the next,
         template: and what it used.
-        layout: Of every reply's outputs in the event log; empty until one goes there.
+        form: Of the last reply's data in the event log,
+        form_rows: and how many rows that has; 0 before the first.
     """
 
     __slots__ = (
         "_batch_rows",
         "_spec",
         "_tensors",
-        "layout",
+        "form",
+        "form_rows",
         "names",
         "plain",
         "plan",
@@ -55,7 +57,8 @@ class BatchRows:
         self.names: list[bytes] = []
         self.plan: object = None
         self.template: Any = None
-        self.layout: Layout = ()
+        self.form: Form | None = None
+        self.form_rows = 0
         self.plain: list[tuple[memoryview, int]] | None = None
         if spec.max_batch_rows and not any(t.layout for t in tensors):
             self.plain = [

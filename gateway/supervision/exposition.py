@@ -177,15 +177,19 @@ def _traffic(
     yield from (chosen, offered, forgotten)
 
 
+_LOGGED = ("offered", "dropped", "stripped", "refused", "inputs", "inputs_withheld")
+
+
 def _logged(counts: dict[str, int]) -> Iterator[Metric]:
     predictions = CounterMetricFamily(
         "baton_log_predictions",
         "Predictions on the way to the event log: offered, dropped by a full ring, "
         "stripped of outputs too large, refused by the log for good, unnamed because "
-        "a full ring did not take their request ids",
+        "a full ring did not take their request ids; with inputs, or without although "
+        "they are wanted",
         labels=["outcome"],
     )
-    for outcome in ("offered", "dropped", "stripped", "refused", "unnamed"):
+    for outcome in _LOGGED:
         predictions.add_metric([outcome], counts.get(outcome, 0))
     blocks = CounterMetricFamily(
         "baton_log_blocks", "Blocks of predictions: made, sent again", labels=["kind"]

@@ -7,7 +7,8 @@ import struct
 import uuid
 from collections.abc import Sequence
 
-from gateway.feedback.blocks import Answer, TensorLayout, encode
+from gateway.feedback.block_writer import encode
+from gateway.feedback.blocks import Answer, TensorLayout
 from gateway.feedback.columns import Block
 from gateway.feedback.join import Join
 from gateway.feedback.pending import Effects, WorkingSet

@@ -11,7 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.feedback.blocks import NO_CONTEXT, Answer, TensorLayout, encode
+from gateway.feedback.block_writer import encode
+from gateway.feedback.blocks import NO_CONTEXT, Answer, TensorLayout
 
 _LAYOUT = (TensorLayout("y", "FP32", (1,)),)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from gateway.clock import PredictionIds
-from gateway.feedback import blocks, columns, names
+from gateway.feedback import block_writer, blocks, columns, names
 from gateway.feedback.blocks import NO_CONTEXT, Answer
 from gateway.feedback.cloudevents import decode
 from gateway.feedback.columns import BadBlock
@@ -258,10 +259,14 @@ def answers(count: int) -> list[Answer]:
     return made
 
 
+def members(made: Sequence[Answer]) -> list[object]:
+    return [member for one in made for member in one.offered()]
+
+
 def test_names_lie_where_the_labels_that_use_them_come() -> None:
     made = answers(50)
     found = {}
-    for share in names.shared(made, 5):
+    for share in names.shared(members(made), 5):
         assert columns.decode(share.block) == []
         noted = names.decode(share.block).names
         assert share.named == len(noted)
@@ -274,12 +279,12 @@ def test_names_lie_where_the_labels_that_use_them_come() -> None:
         for one in made
         if one.request_id
     }
-    assert names.shared(made[::3], 5) == []
-    assert names.decode(blocks.encode(made)) == Names([])
+    assert names.shared(members(made[::3]), 5) == []
+    assert names.decode(block_writer.encode(made)) == Names([])
 
 
 def test_blocks_that_contradict_themselves() -> None:
-    ((_, _, good),) = names.shared(answers(4), 1)
+    ((_, _, good),) = names.shared(members(answers(4)), 1)
     with pytest.raises(BadBlock, match="no block"):
         names.decode(b"\xff")
     for column in ("ids", "request_ids", "model", "models"):

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.feedback.block_writer import BlockWriter, encode
 from gateway.feedback.blocks import (
     Answer,
     Layout,
     TensorLayout,
-    encode,
     id_of,
 )
 from gateway.feedback.columns import BadBlock, decode
+from gateway.feedback.partition import partitions_of
 from gateway.feedback.types import Prediction, Tensor
 from gateway.protocol import records_pb2 as pb
 
@@ -52,9 +53,10 @@ LAYOUTS = st.lists(
         TEXT,
         st.sampled_from(["FP32", "INT64", "BOOL", "BYTES", "BF16"]),
         st.lists(st.integers(0, 9), max_size=3).map(tuple),
+        st.booleans(),
     ),
-    max_size=3,
-).map(tuple)
+    max_size=4,
+).map(lambda tensors: tuple(sorted(tensors, key=lambda tensor: tensor.is_input)))
 CONTEXTS = st.tuples(TEXT, st.integers(-1, 9999), st.lists(TEXT, max_size=2).map(tuple))
 
 
@@ -96,14 +98,19 @@ def expected(answer: Answer) -> Prediction:
         choice.snapshot,
         *answer.context,
         answer.rows,
-        tuple(
-            Tensor(layout.name, layout.datatype, (answer.rows, *layout.shape), data)
-            for layout, data in zip(answer.layout, answer.outputs, strict=True)
-        ),
-        (),
+        _tensors(answer, inputs=False),
+        _tensors(answer, inputs=True),
         min(answer.latency_us, (1 << 32) - 1),
         "",
         answer.request_id.decode(),
+    )
+
+
+def _tensors(answer: Answer, *, inputs: bool) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(layout.name, layout.datatype, (answer.rows, *layout.shape), data)
+        for layout, data in zip(answer.layout, answer.outputs, strict=True)
+        if layout.is_input is inputs
     )
 
 
@@ -111,6 +118,33 @@ def expected(answer: Answer) -> Prediction:
 def test_what_goes_in_comes_out(given_: list[Answer]) -> None:
     decoded = decode(encode(given_, EPOCH_NS))
     assert decoded == [expected(answer) for answer in given_]
+
+
+@given(answers(), st.integers(1, 5))
+def test_each_partition_gets_its_own_in_their_order(
+    given_: list[Answer], partitions: int
+) -> None:
+    members = [member for answer in given_ for member in answer.offered()]
+    shares = BlockWriter(partitions).write(members, EPOCH_NS)
+    places = partitions_of([answer.name for answer in given_], partitions)
+    assert [share.partition for share in shares] == sorted(set(places))
+    for place, records, block in shares:
+        own = [a for a, at in zip(given_, places, strict=True) if at == place]
+        assert records == len(own)
+        assert decode(block) == [expected(answer) for answer in own]
+
+
+def test_what_a_writer_remembers_is_checked() -> None:
+    writer = BlockWriter(1)
+    for number in range(20):  # objects that are gone leave their ids to others
+        choice, layout = Chosen(number, "champion", 1.0, "none", 0, 0), _one().layout
+        layout = (layout[0]._replace(name=str(number)),)
+        one = _one()._replace(choice=choice, layout=layout, model=str(number % 3))
+        again = one._replace(model="other")
+        for answer in (one, again):
+            (share,) = writer.write(answer.offered(), EPOCH_NS)
+            assert decode(share.block) == [expected(answer)]
+        del choice, layout, one, again, answer
 
 
 @given(st.binary(max_size=200))

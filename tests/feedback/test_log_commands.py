@@ -18,7 +18,8 @@ import pytest
 from featurizer.encode import encode_array
 from gateway.commands import log_files
 from gateway.commands.log_objects import line, objects
-from gateway.feedback.blocks import Answer, TensorLayout, encode
+from gateway.feedback.block_writer import encode
+from gateway.feedback.blocks import Answer, TensorLayout
 from gateway.feedback.cloudevents import encode as encode_label
 from gateway.feedback.letters import encode_letter
 from gateway.feedback.log import DEAD_LETTERS, LABELS, PREDICTIONS

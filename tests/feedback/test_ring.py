@@ -55,7 +55,7 @@ def ring_to(path: Path, config: FeedbackConfig) -> Ring:
 
 
 def offer(ring: Ring, answer: Answer) -> None:
-    ring.offer(answer, sum(map(len, answer.outputs)))
+    ring.offer(answer.offered(), sum(map(len, answer.outputs)))
 
 
 def settings(**fields: object) -> FeedbackConfig:
