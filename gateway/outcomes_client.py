@@ -71,7 +71,7 @@ class OutcomesClient(ControllerClient):
                 topic=topic, partition=partition, offset=start, most=most
             )
             found = self._call(EVENT_LOG + "Read", request, pb.ReadResponse).events
-            yield from (_stored(one) for one in found if one.offset < end)
+            yield from (stored_of(one) for one in found if one.offset < end)
             if not found:
                 return
             start = found[-1].offset + 1
@@ -80,6 +80,25 @@ class OutcomesClient(ControllerClient):
         """Append up to 1,000 dead letters to where they came from; return how many."""
         request = pb.ReplayRequest(partition=partition, offsets=offsets)
         return self._call(EVENT_LOG + "Replay", request, pb.ReplayResponse).replayed
+
+    def rows(self, request: pb.RowsRequest) -> Iterator[pb.RowsResponse]:
+        """Yield the joined rows of a partition that fit a request, in messages."""
+        method = self._channel.unary_stream(
+            EVENT_LOG + "Rows",
+            request_serializer=pb.RowsRequest.SerializeToString,
+            response_deserializer=pb.RowsResponse.FromString,
+        )
+        with self._told():
+            call = method(request)
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
+    def look(self, prediction_id: str) -> pb.LookResponse:
+        """Return what the join knows of a prediction now."""
+        request = pb.LookRequest(prediction_id=prediction_id)
+        return self._call(EVENT_LOG + "Look", request, pb.LookResponse)
 
     def _call(self, path: str, request: Message, reply: type[_Reply]) -> _Reply:
         method = self._channel.unary_unary(
@@ -110,7 +129,8 @@ class OutcomesClient(ControllerClient):
             raise ClientError(said, code) from None
 
 
-def _stored(one: pb.StoredEvent) -> Stored:
+def stored_of(one: pb.StoredEvent) -> Stored:
+    """Return an event of the log as it was before it was a message."""
     value = one.value if one.HasField("value") else None
     headers = tuple([(header.name, header.value) for header in one.headers])
     event = Event(one.key, value, headers)

@@ -45,7 +45,7 @@ class GroundTruth:
         joiner = Joiner(log, config.state_dir / FOLDER, config.feedback)
         joining = asyncio.get_running_loop().create_task(joiner.run())
         try:
-            await self._serve(log)
+            await self._serve(log, joiner)
             while True:
                 self._tell({"op": "joined", "health": joiner.health.snapshot()})
                 await asyncio.sleep(_PERIOD_S)
@@ -54,9 +54,9 @@ class GroundTruth:
             with suppress(asyncio.CancelledError):
                 await joining
 
-    async def _serve(self, log: EventLog) -> None:
+    async def _serve(self, log: EventLog, joiner: Joiner) -> None:
         try:
-            self._listener = await outcomes.start(log, self._config)
+            self._listener = await outcomes.start(log, joiner, self._config)
         except OSError as error:  # labels may still come through Kafka
             _log.error("outcomes_not_served", reason=str(error), see="feedback.port")
 

@@ -10,13 +10,15 @@ from google.protobuf.message import DecodeError
 
 from gateway.clock import now_ns
 from gateway.config import Config, GrpcConfig
+from gateway.controller.joined import ANSWER_BYTES, ROWS, Joined, stored_message
 from gateway.controller.seam import Handlers
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.feedback.cloudevents import Rejected, check_event, encode
+from gateway.feedback.joiner import Joiner
 from gateway.feedback.letters import Origin, origin
 from gateway.feedback.log import DEAD_LETTERS, LABELS, TOPICS, EventLog
 from gateway.feedback.partition import partitions_of
-from gateway.feedback.types import Event, Reason, Stored
+from gateway.feedback.types import Event, Reason
 from gateway.feedback_config import FeedbackConfig
 from gateway.logs import get_logger
 from gateway.protocol import outcomes_pb2 as pb
@@ -38,18 +40,21 @@ MAX_READ = 1000
 MAX_REFUSALS = 1000
 """That a stream's answer names; more are counted."""
 _MESSAGE = 16 << 20
-_ANSWER = 3 << 20
-"""gRPC clients take 4 MiB unless told otherwise; one event alone may be more."""
 
 
-async def start(log: EventLog, config: Config) -> Listener:
+async def start(log: EventLog, joiner: Joiner, config: Config) -> Listener:
     """Serve labels and the log on ``outcomes.sock``, and on the port if there is one.
+
+    Args:
+        log: Where labels go, and what is read.
+        joiner: Whose rows are read.
+        config: The gateway's configuration.
 
     Returns:
         What listens; stop it before `log` is closed.
     """
     feedback = config.feedback
-    service = OutcomesService(log, feedback)
+    service = OutcomesService(log, joiner, feedback)
     grpc = GrpcConfig(max_connections=256, max_message_bytes=_MESSAGE)
     listener = Listener(service.methods(), grpc, now_ns)
     path = config.state_dir / SOCKET
@@ -67,24 +72,31 @@ class OutcomesService:
 
     Args:
         log: Where labels go, and what is read.
+        joiner: Whose rows are read.
         config: Which labels there are.
     """
 
-    def __init__(self, log: EventLog, config: FeedbackConfig) -> None:
+    def __init__(self, log: EventLog, joiner: Joiner, config: FeedbackConfig) -> None:
         self._log = log
+        self._joined = Joined(joiner, log.partitions)
         self._config = config
 
     def methods(self) -> Methods:
         """Return the table of methods."""
-        unary = Handlers().unary
+        handlers = Handlers()
+        unary, streaming = handlers.unary, handlers.streaming
         return Methods(
             unary={
                 OUTCOMES + "Report": unary(pb.ReportRequest, self._report),
                 EVENT_LOG + "Read": unary(pb.ReadRequest, self._read),
                 EVENT_LOG + "Extents": unary(pb.ExtentsRequest, self._extents),
                 EVENT_LOG + "Replay": unary(pb.ReplayRequest, self._replay),
+                EVENT_LOG + "Look": unary(pb.LookRequest, self._joined.look),
             },
-            streams={OUTCOMES + "ReportStream": lambda call: _Stream(call, self)},
+            streams={
+                OUTCOMES + "ReportStream": lambda call: _Stream(call, self),
+                EVENT_LOG + "Rows": streaming(pb.RowsRequest, self._joined.rows),
+            },
         )
 
     async def _report(self, request: pb.ReportRequest, _peer: str) -> pb.ReportResponse:
@@ -154,9 +166,9 @@ class OutcomesService:
         found = await self._log.read(
             request.topic, request.partition, request.offset, request.most or MAX_READ
         )
-        answer, room = pb.ReadResponse(), _ANSWER
+        answer, room = pb.ReadResponse(), ANSWER_BYTES
         for stored in found:
-            message = _message(stored)
+            message = stored_message(stored)
             room -= message.ByteSize() + 16
             if room < 0 and answer.events:
                 break  # the rest comes with the next call
@@ -166,6 +178,8 @@ class OutcomesService:
     async def _extents(
         self, request: pb.ExtentsRequest, _peer: str
     ) -> pb.ExtentsResponse:
+        if request.topic == ROWS:
+            return await self._joined.extents()
         _check_topic(request.topic)
         answer = pb.ExtentsResponse()
         for partition in range(self._log.partitions):
@@ -199,19 +213,6 @@ class OutcomesService:
 def _check_topic(topic: str) -> None:
     if topic not in TOPICS:
         raise InvalidRequest(f"topic: one of {', '.join(TOPICS)}")
-
-
-def _message(stored: Stored) -> pb.StoredEvent:
-    event = stored.event
-    return pb.StoredEvent(
-        topic=stored.topic,
-        partition=stored.partition,
-        offset=stored.offset,
-        arrived_ms=stored.arrived_ms,
-        key=event.key,
-        value=event.value,
-        headers=[pb.Header(name=name, value=value) for name, value in event.headers],
-    )
 
 
 class _Stream:

@@ -21,9 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
-from gateway.errors import GatewayError
+from gateway.errors import Code, GatewayError
 from gateway.feedback import cloudevents, names
 from gateway.feedback.columns import BadBlock, Block
 from gateway.feedback.emitted import Emitted
@@ -71,6 +71,19 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+class JoinedElsewhere(GatewayError):
+    """A partition that this process does not join, now at least."""
+
+    code: ClassVar[Code] = Code.FAILED_PRECONDITION
+    label: ClassVar[str] = "joined_elsewhere"
+
+    def __init__(self, partition: int) -> None:
+        super().__init__(
+            f"partition {partition} is not joined here: ask the controller that joins "
+            "it (which one logs partitions_joined_here), or again in a moment"
+        )
 
 
 class Joiner:
@@ -130,6 +143,24 @@ class Joiner:
                 pause_s = min(2 * pause_s, _PAUSES_S[1])
         finally:
             self._thread.shutdown()
+
+    async def each(self, question: Callable[[Shard], _T]) -> dict[int, _T]:
+        """Return what every shard answers, by partition; as `ask`, at once."""
+        async with self._lock:
+            shards = dict(self._shards)
+            return await self._work(lambda: {n: question(s) for n, s in shards.items()})
+
+    async def ask(self, partition: int, question: Callable[[Shard], _T]) -> _T:
+        """Return what a shard answers, between two rounds: they wait meanwhile.
+
+        Raises:
+            JoinedElsewhere: The partition is another's.
+        """
+        async with self._lock:
+            shard = self._shards.get(partition)
+            if shard is None:
+                raise JoinedElsewhere(partition)
+            return await self._work(partial(question, shard))
 
     async def _look(self) -> None:
         """Have `health` say what partitions hold now, and drop what none need keep."""

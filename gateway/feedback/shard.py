@@ -28,6 +28,7 @@ from gateway.feedback.health import Gauges
 from gateway.feedback.join import Join
 from gateway.feedback.label_state import Verdict
 from gateway.feedback.log import LABELS, PREDICTIONS
+from gateway.feedback.look import Look, looked
 from gateway.feedback.names import Names
 from gateway.feedback.outbox import Dead, Forward, Outbox
 from gateway.feedback.pending import Effects
@@ -150,6 +151,16 @@ class Shard:
             if len(found) >= most:
                 break
         return found[:most]
+
+    def span(self) -> tuple[int, int]:
+        """Return the numbers of the first row that is kept, and of the next one."""
+        query = "SELECT last - rows + 1 FROM outcomes ORDER BY last LIMIT 1"
+        first, following = self._db.execute(query).fetchone(), self._last() + 1
+        return (first[0] if first else following), following
+
+    def look(self, key: bytes) -> Look:
+        """Return what is known of a prediction by its id (16 bytes)."""
+        return looked(key, self._requests.load([key]), self._config)
 
     def trim(self, most: int) -> None:
         """Drop rows that were emitted, the oldest first, to hardly more than `most`."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from gateway.cli import app
 from gateway.config import Config
 from gateway.controller.outcomes import SOCKET, start
 from gateway.feedback.embedded import EmbeddedLog
+from gateway.feedback.joiner import Joiner
 from gateway.feedback.log_file import LogFile
 from gateway.feedback_config import FeedbackConfig
 
@@ -22,10 +25,23 @@ _T = TypeVar("_T")
 
 
 class Gateway:
-    """The services, on a loop of their own."""
+    """The services, on a loop of their own.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        ahead_ms: Of the joiner's clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        feedback: FeedbackConfig = FeedbackConfig(partitions=2),  # noqa: B008 - frozen
+        *,
+        joins: bool = False,
+    ) -> None:
         self.folder = folder
+        self.feedback = feedback
+        self.ahead_ms = 0
+        self._joins = joins
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -33,13 +49,24 @@ class Gateway:
 
     async def _start(self) -> None:
         self.log = EmbeddedLog(LogFile(self.folder / "log.sqlite", 2))
-        feedback = FeedbackConfig(partitions=2)
-        config = Config(state_dir=self.folder, feedback=feedback)
-        self._listener = await start(self.log, config)
+        config = Config(state_dir=self.folder, feedback=self.feedback)
+        joiner = Joiner(
+            self.log, self.folder / "joins", self.feedback, now_ms=self.now_ms
+        )
+        self._joining = asyncio.create_task(joiner.run()) if self._joins else None
+        self._listener = await start(self.log, joiner, config)
 
     async def _stop(self) -> None:
         await self._listener.stop(1)
+        if self._joining is not None:
+            self._joining.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._joining
         await self.log.close()
+
+    def now_ms(self) -> int:
+        """Return the time by the joiner's clock."""
+        return time.time_ns() // 1_000_000 + self.ahead_ms
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run on the loop of the services."""

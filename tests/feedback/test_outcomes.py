@@ -25,6 +25,7 @@ from gateway.controller.outcomes import (
 )
 from gateway.feedback.cloudevents import check_event, decode
 from gateway.feedback.embedded import EmbeddedLog
+from gateway.feedback.joiner import Joiner
 from gateway.feedback.letters import encode_letter, origin
 from gateway.feedback.log import DEAD_LETTERS, LABELS, PREDICTIONS, EventLog
 from gateway.feedback.log_file import LogFile
@@ -50,9 +51,14 @@ async def log(tmp_path: Path) -> AsyncIterator[EventLog]:
     await made.close()
 
 
+def not_joining(log: EventLog, config: Config) -> Joiner:
+    """Return a joiner that has no partitions."""
+    return Joiner(log, config.state_dir / "joins", config.feedback)
+
+
 @pytest_asyncio.fixture
 async def channel(config: Config, log: EventLog) -> AsyncIterator[grpc.aio.Channel]:
-    listener = await start(log, config)
+    listener = await start(log, not_joining(log, config), config)
     async with grpc.aio.insecure_channel(f"unix:{config.state_dir / SOCKET}") as made:
         yield made
     await listener.stop(1)
@@ -149,7 +155,7 @@ async def test_many_labels_hold_up_nobody_else(config: Config, log: EventLog) ->
     """Counted is what the thread computes for them: not what else the machine does,
     and not the collector, which goes through all objects of the test run.
     """
-    service = OutcomesService(log, config.feedback)
+    service = OutcomesService(log, not_joining(log, config), config.feedback)
     labels = [label(n) for n in range(MAX_LABELS)]
     labels[::9] = [label(n, prediction_id="broken") for n in range(0, MAX_LABELS, 9)]
     longest = turns = 0.0
@@ -196,7 +202,7 @@ async def test_port_0_is_a_free_one_and_said(
     config: Config, log: EventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    listener = await start(log, config)
+    listener = await start(log, not_joining(log, config), config)
     fields = [getattr(record, "fields", {}) for record in caplog.records]
     (said,) = [one["address"] for one in fields if "address" in one]
     async with grpc.aio.insecure_channel(said.split(",")[1]) as tcp:
