@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
+from gateway.commands.look import show_prediction
 from gateway.commands.options import Outcomes, takes
 from gateway.commands.shared import columns, console, print_json, progress
 from gateway.logs import escape
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from gateway.outcomes_client import OutcomesClient
     from gateway.protocol import outcomes_pb2 as pb
 
-labels_app = typer.Typer(help="Tell what became of predictions; see what was unusable.")
+labels_app = typer.Typer(help="Tell what became of predictions; see what came of it.")
+labels_app.command("show")(takes(Outcomes)(show_prediction))
 _REPLAYED = 1000
 _MESSAGE_LABELS, _MESSAGE_BYTES = 1000, 1 << 20
 _STREAM_MESSAGES = 16

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
-import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from heapq import merge
 from itertools import islice
 from pathlib import Path
@@ -16,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gateway.commands.options import Outcomes, takes
-from gateway.commands.shared import print_json, progress
-from gateway.errors import Code
+from gateway.commands.exporting import Format, exporting
+from gateway.commands.following import follow_on
+from gateway.commands.log_rows import show_rows
+from gateway.commands.options import Outcomes, Since, since_ms, takes
 from gateway.feedback.log import Extent, Place
 
 if TYPE_CHECKING:
     from gateway.outcomes_client import OutcomesClient
 
-log_app = typer.Typer(help="Read the event log: predictions, labels, dead letters.")
+log_app = typer.Typer(help="Read the event log, and the rows that were joined of it.")
 
 Topic = Annotated[
     Literal["predictions", "labels", "dlq"], typer.Argument(metavar="TOPIC")
@@ -33,12 +30,9 @@ Partition = Annotated[
     int | None, typer.Option(min=0, help="This one only.", show_default=False)
 ]
 _LINES = 10
-_POLL_S = 0.3
 _BACK = 16
 """Events that are read at once, going back from the end."""
-_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_AGO = re.compile(r"([0-9]{1,9})([smhd])")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+log_app.command("rows")(takes(Outcomes)(show_rows))
 
 
 @log_app.command("tail")
@@ -52,14 +46,12 @@ def tail_log(
         int | None,
         typer.Option(min=0, help="All from here on (wants --partition)."),
     ] = None,
-    since: Annotated[
-        str,
-        typer.Option(help="All that came since: 90s, 10m, 2h, 7d ago, or ISO 8601."),
-    ] = "",
+    since: Since = "",
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Lines: the last ({_LINES}); with a beginning, the first."
+            min=1,
+            help=f"The last so many ({_LINES}, or all --since); from an offset, first.",
         ),
     ] = None,
     follow: Annotated[
@@ -73,31 +65,38 @@ def tail_log(
     if from_offset is not None and (partition is None or since):
         text = "--from-offset wants --partition, and no --since"
         raise typer.BadParameter(text)
-    since_ms = _since_ms(since)
+    if from_offset is not None and limit is not None and follow:
+        text = "--from-offset with --limit is a page: leave --limit or --follow out"
+        raise typer.BadParameter(text)
+    start_ms = since_ms(since)
     with outcomes.client() as client, suppress(KeyboardInterrupt):
         spans = _spans(outcomes, client, topic, partition)
         if from_offset is not None:
             (only,) = spans
             spans[only] = Extent(max(from_offset, spans[only].start), spans[only].end)
-        if since_ms is not None:
+        if start_ms is not None:
             for n, span in spans.items():
-                start = _first(client, Place(topic, n), span, since_ms)
+                start = _first(client, Place(topic, n), span, start_ms)
                 spans[n] = Extent(start, span.end)
         ends = {n: span.end for n, span in spans.items()}
-        if since_ms is None and from_offset is None:
+        if from_offset is None and (limit or not since):
+            most = limit or _LINES
             lists = [
-                _last(client, Place(topic, n), span, limit or _LINES)
-                for n, span in spans.items()
+                _last(client, Place(topic, n), span, most) for n, span in spans.items()
             ]
-            found = list(merge(*lists, key=_arrived))[-(limit or _LINES) :]
-            _print(iter(found))
+            _print(deque(merge(*lists, key=_arrived), most))
         else:
             parts = [
                 _objects(client, Place(topic, n), span) for n, span in spans.items()
             ]
             _print(islice(merge(*parts, key=_arrived), limit))
         if follow:
-            _follow(client, topic, ends)
+            follow_on(
+                client,
+                topic,
+                ends,
+                lambda n, span: _print(_objects(client, Place(topic, n), span)),
+            )
 
 
 @log_app.command("export")
@@ -107,10 +106,7 @@ def export_log(
     topic: Topic,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Is made anew.")],
     *,
-    format_: Annotated[
-        Literal["jsonl", "parquet"] | None,
-        typer.Option("--format", help="By the name of FILE, unless given."),
-    ] = None,
+    format_: Format = None,
     partition: Partition = None,
 ) -> None:
     """Write what a topic holds now into a file: JSON, a line each, or Parquet.
@@ -118,34 +114,14 @@ def export_log(
     One object (or row) per prediction, label or dead letter. Parquet wants the extra
     `parquet`.
     """
-    kind = format_ or ("parquet" if file.suffix == ".parquet" else "jsonl")
-    from gateway.commands.log_files import MissingPackage, writer
-
-    part = file.with_name(file.name + ".part")
-    rows = errors = 0
-    try:
-        with outcomes.client() as client, writer(part, kind, topic) as write:
-            spans = _spans(outcomes, client, topic, partition)
-            total = sum(end - start for start, end in spans.values())
-            with progress(shown=total > 100) as bar:
-                task = bar.add_task("", total=total, what=f"{topic} to {file.name}")
-                for n, span in spans.items():
-                    for stored in client.events(topic, n, *span):
-                        count, bad = write(stored)
-                        rows, errors = rows + count, errors + bad
-                        bar.advance(task)
-        os.replace(part, file)
-    except MissingPackage as error:
-        outcomes.fail(str(error), Code.FAILED_PRECONDITION)
-    except OSError as error:
-        outcomes.fail(f"{error.filename or file}: {error.strerror or error}")
-    finally:
-        part.unlink(missing_ok=True)
-    if outcomes.as_json:
-        print_json({"rows": rows, "undecodable": errors})
-        return
-    tail = f", {errors} of them could not be decoded" if errors else ""
-    typer.echo(f"{rows} rows{tail}")
+    with outcomes.client() as client:
+        spans = _spans(outcomes, client, topic, partition)
+        total = sum(end - start for start, end in spans.values())
+        with exporting(outcomes, file, format_, topic, total) as export:
+            for n, span in spans.items():
+                for stored in client.events(topic, n, *span):
+                    export.write(stored)
+                    export.advance()
 
 
 def _spans(
@@ -198,28 +174,7 @@ def _first(client: OutcomesClient, place: Place, span: Extent, ms: int) -> int:
     return start
 
 
-def _follow(client: OutcomesClient, topic: str, ends: dict[int, int]) -> None:
-    from gateway.client_rpc import ClientError
-
-    lost = False
-    while True:
-        time.sleep(_POLL_S)
-        try:
-            for n, extent in enumerate(client.extents(topic)):
-                if n in ends and ends[n] < extent.end:
-                    span = Extent(ends[n], extent.end)
-                    _print(_objects(client, Place(topic, n), span))
-                    ends[n] = extent.end
-            lost = False
-        except ClientError as error:
-            if error.code is not Code.UNAVAILABLE:
-                raise
-            if not lost:
-                typer.echo(f"baton: {error}; going on when it answers", err=True)
-            lost = True
-
-
-def _print(things: Iterator[dict[str, Any]]) -> None:
+def _print(things: Iterable[dict[str, Any]]) -> None:
     from gateway.commands.log_objects import line
 
     for thing in things:
@@ -229,17 +184,3 @@ def _print(things: Iterator[dict[str, Any]]) -> None:
 def _arrived(thing: dict[str, Any]) -> int:
     arrived: int = thing["arrived_ms"]
     return arrived
-
-
-def _since_ms(text: str) -> int | None:
-    if not text:
-        return None
-    if ago := _AGO.fullmatch(text):
-        return time.time_ns() // 1_000_000 - int(ago[1]) * _UNITS_MS[ago[2]]
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        text = f"--since: {text!r} is neither 90s, 10m, 2h or 7d, nor ISO 8601"
-        raise typer.BadParameter(text) from None
-    # Without a zone it is this machine's, as in other tools that take times.
-    return int((moment.astimezone(UTC) - _EPOCH).total_seconds() * 1000)

@@ -5,23 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurizer.datatypes import DATATYPES
-from gateway.call import widened
-from gateway.commands.log_objects import line, objects
-from gateway.feedback.types import Stored
+from gateway.call import nested, widened
+from gateway.commands.log_objects import Values, line, objects, row_objects
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Write = Callable[[Stored], tuple[int, int]]
-"""Writes what an event says; returns how many rows that is, and how many of them
-could not be decoded."""
+
+class _Source(NamedTuple):
+    """What is written.
+
+    Attributes:
+        objects: Makes objects of an event or a row.
+        size: Bytes that one of these has, for what holds no arrays.
+    """
+
+    objects: Callable[[Any, Values], Iterator[dict[str, Any]]]
+    size: Callable[[Any], int]
+
+
+Write = Callable[[Any], tuple[int, int]]
+"""Writes what an event or a joined row says; returns how many rows that is, and how
+many of them could not be decoded."""
+_EVENTS = _Source(objects, lambda stored: len(stored.event.value or b""))
+_ROWS = _Source(row_objects, lambda row: row.ByteSize())
 _REAL = ("FP16", "FP32", "FP64", "BF16")
+_VALUE = ("label_name", "number", "truth", "text", "vector")
 _GROUP_ROWS = 16_384
 _GROUP_BYTES = 16 << 20
 """Of values: what is held until a row group is written."""
@@ -38,18 +53,19 @@ def writer(path: Path, kind: str, topic: str) -> Iterator[Write]:
     Args:
         path: Of the file.
         kind: ``jsonl`` or ``parquet``.
-        topic: Whose events they will be.
+        topic: Whose events they will be, or ``rows``.
 
     Raises:
         MissingPackage: Parquet needs one.
         OSError: The file cannot be written.
     """
+    source = _ROWS if topic == "rows" else _EVENTS
     if kind == "jsonl":
         with path.open("w", encoding="utf-8") as out:
 
-            def write(stored: Stored) -> tuple[int, int]:
+            def write(one: object) -> tuple[int, int]:
                 rows = errors = 0
-                for thing in objects(stored):
+                for thing in source.objects(one, nested):
                     out.write(line(thing) + "\n")
                     rows += 1
                     errors += "error" in thing
@@ -57,7 +73,7 @@ def writer(path: Path, kind: str, topic: str) -> Iterator[Write]:
 
             yield write
         return
-    with _Parquet(path, topic) as made:
+    with _Parquet(path, topic, source) as made:
         yield made.write
 
 
@@ -70,7 +86,7 @@ class _Parquet:
     ``vector``. The event of what could not be decoded is JSON.
     """
 
-    def __init__(self, path: Path, topic: str) -> None:
+    def __init__(self, path: Path, topic: str, source: _Source) -> None:
         try:
             import pyarrow as pa
             from pyarrow.parquet import ParquetWriter
@@ -79,6 +95,7 @@ class _Parquet:
                 "Parquet needs pyarrow: install the extra `parquet`, which in a "
                 "checkout is `pip install '.[parquet]'`; or export --format jsonl"
             ) from error
+        self._source = source
         self._make = pa.Table.from_pylist
         self._schema = _schema(pa, topic)
         self._out = ParquetWriter(path, self._schema, compression="zstd")
@@ -92,17 +109,17 @@ class _Parquet:
         self._flush()
         self._out.close()
 
-    def write(self, stored: Stored) -> tuple[int, int]:
-        """Write what an event says; see `Write`."""
+    def write(self, one: object) -> tuple[int, int]:
+        """Write what an event or a row says; see `Write`."""
         rows = errors = 0
-        for thing in objects(stored, self._cells):
+        for thing in self._source.objects(one, self._cells):
             self._rows.append(_row(thing))
             rows += 1
             errors += "error" in thing
             if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
                 self._flush()
-        # What has no arrays counts by the size of the event that it came in.
-        self._bytes += len(stored.event.value or b"")
+        # What has no arrays counts by the size of what it came in.
+        self._bytes += self._source.size(one)
         return rows, errors
 
     def _flush(self) -> None:
@@ -138,14 +155,21 @@ def _schema(pa: Any, topic: str) -> pa.Schema:  # noqa: ANN401 - a module
     label |= {"text": text, "vector": pa.list_(real), "seq": whole, "weight": real}
     label |= {"time_ms": time}
     columns = {"partition": pa.int32(), "offset": whole, "arrived_ms": time}
+    tensors = pa.list_(pa.struct(tensor))
+    answer = {"id": text, "time_ms": time, "model": text, "version": whole}
+    answer |= {"role": text, "policy": text, "propensity": real, "revision": whole}
+    answer |= {"snapshot": whole, "unit": text, "bucket": pa.int32()}
+    answer |= {"segments": pa.list_(text), "outputs": tensors}
     if topic == "predictions":
-        columns |= {"id": text, "time_ms": time, "model": text, "version": whole}
-        columns |= {"role": text, "policy": text, "propensity": real}
-        columns |= {"revision": whole, "snapshot": whole, "unit": text}
-        columns |= {"bucket": pa.int32(), "segments": pa.list_(text), "rows": whole}
-        tensors = pa.list_(pa.struct(tensor))
-        columns |= {"outputs": tensors, "inputs": tensors, "latency_us": whole}
-        columns |= {"request_id": text}
+        columns |= answer | {"rows": whole, "latency_us": whole, "request_id": text}
+        columns |= {"inputs": tensors}
+    elif topic == "rows":
+        value = {name: label[name] for name in _VALUE}
+        columns = {"partition": pa.int32(), "number": whole, **answer, "row": whole}
+        columns |= {"cohort_ms": time, "labels": pa.list_(pa.struct(value))}
+        columns |= {"label_ms": time, "status": text, "weight": real}
+        columns |= {"sign": pa.int8(), "revision_of_row": whole}
+        columns |= {"provisional": pa.bool_()}
     elif topic == "labels":
         columns |= label
     else:
@@ -163,7 +187,12 @@ def _row(thing: dict[str, Any]) -> dict[str, Any]:
             thing[side] = [{"name": name, **(cell or {})} for name, cell in tensors]
     if "event" in thing:
         thing["event"] = line(thing["event"])
-    for label in (thing, thing.get("label", {})):
+    if "labels" in thing:
+        named = thing["labels"].items()
+        thing["labels"] = [
+            {"label_name": name, "value": value} for name, value in named
+        ]
+    for label in (thing, thing.get("label", {}), *thing.get("labels", ())):
         match label.get("value"):
             case bool(truth):
                 label["truth"] = truth

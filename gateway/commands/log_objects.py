@@ -1,9 +1,9 @@
-"""Events of the log as JSON objects: what ``baton log`` prints and exports. Pure."""
+"""Events and joined rows as JSON: what ``baton log`` prints and exports. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +14,8 @@ from featurizer.encode import decode_array
 from gateway.call import nested
 from gateway.feedback import cloudevents, columns, letters
 from gateway.feedback.log import LABELS, PREDICTIONS
-from gateway.feedback.types import Event, Label, Prediction, Stored, Tensor
+from gateway.feedback.types import Event, Label, Prediction, Stored, Tensor, Value
+from gateway.protocol import outcomes_pb2 as pb
 
 Values = Callable[[NDArray[np.generic], str], object]
 """Makes of an array and its datatype what stands for them in an object."""
@@ -44,7 +45,7 @@ def objects(stored: Stored, values: Values = nested) -> Iterator[dict[str, Any]]
             for prediction in columns.decode(event.value or b""):
                 yield place | _prediction(prediction, values)
         elif stored.topic == LABELS:
-            yield place | _label(cloudevents.decode(event, _ANY_SIZE))
+            yield place | label_object(cloudevents.decode(event, _ANY_SIZE))
         else:
             yield place | _letter(event)
     except (ValueError, cloudevents.Rejected) as error:
@@ -75,18 +76,75 @@ def _prediction(one: Prediction, values: Values) -> dict[str, Any]:
         "latency_us": one.latency_us,
         "request_id": one.request_id,
     }
-    sides = [("output", one.outputs)]
+    _add(found, "output", one.outputs, values)
     if one.inputs:
-        found["inputs"] = {}
-        sides.append(("input", one.inputs))
-    for side, tensors in sides:
-        for tensor in tensors:
-            try:
-                found[f"{side}s"][tensor.name] = _values(tensor, values)
-            except (ValueError, KeyError) as error:
-                found[f"{side}s"][tensor.name] = None
-                found["error"] = f"{side} {tensor.name!r} cannot be decoded: {error}"
+        _add(found, "input", one.inputs, values)
     return found
+
+
+def _add(
+    found: dict[str, Any], side: str, tensors: Iterable[Tensor], values: Values
+) -> None:
+    cells = found.setdefault(f"{side}s", {})
+    for tensor in tensors:
+        try:
+            cells[tensor.name] = _values(tensor, values)
+        except (ValueError, KeyError) as error:
+            cells[tensor.name] = None
+            found["error"] = f"{side} {tensor.name!r} cannot be decoded: {error}"
+
+
+def row_objects(row: pb.JoinedRow, values: Values = nested) -> Iterator[dict[str, Any]]:
+    """Yield a joined row: the one object that is made of it.
+
+    Args:
+        row: As the EventLog service has it.
+        values: For its outputs; nested lists unless given.
+    """
+    found: dict[str, Any] = {
+        "partition": row.partition,
+        "number": row.number,
+        "id": row.prediction_id,
+        "row": row.row,
+        "model": row.model,
+        "version": row.version,
+        "role": row.role,
+        "policy": row.policy,
+        "propensity": row.propensity,
+        "revision": row.revision,
+        "snapshot": row.snapshot,
+        "unit": row.unit,
+        "bucket": row.bucket,
+        "segments": list(row.segments),
+        "time_ms": row.time_ms,
+        "cohort_ms": row.cohort_ms,
+        "outputs": {},
+        "labels": {one.label_name: label_value(one) for one in row.labels},
+        "label_ms": row.label_ms if row.HasField("label_ms") else None,
+        "status": row.status,
+        "weight": row.weight,
+        "sign": row.sign,
+        "revision_of_row": row.revision_of_row,
+        "provisional": row.provisional,
+    }
+    _add(
+        found,
+        "output",
+        (Tensor(t.name, t.datatype, tuple(t.shape), t.data) for t in row.outputs),
+        values,
+    )
+    yield found
+
+
+def label_value(label: pb.LabelValue) -> Value | None:
+    """Return what a label says; ``None`` where it was taken back."""
+    kind = label.WhichOneof("value")
+    if kind is None:
+        return None
+    if kind == "vector":
+        return tuple(label.vector.values)
+    value: Value = getattr(label, kind)
+    return value
 
 
 def _values(tensor: Tensor, values: Values) -> object:
@@ -96,7 +154,8 @@ def _values(tensor: Tensor, values: Values) -> object:
     return values(array, tensor.datatype)
 
 
-def _label(label: Label) -> dict[str, Any]:
+def label_object(label: Label) -> dict[str, Any]:
+    """Return a label event."""
     found: dict[str, Any] = {"id": label.event_id, "source": label.source}
     found["kind"] = label.kind.value
     if label.alias is None:
@@ -122,7 +181,9 @@ def _letter(event: Event) -> dict[str, Any]:
     }
     if was.topic == LABELS:
         try:
-            return found | {"label": _label(cloudevents.decode(was.event, _ANY_SIZE))}
+            return found | {
+                "label": label_object(cloudevents.decode(was.event, _ANY_SIZE))
+            }
         except cloudevents.Rejected:
             pass  # as its reason says
     return found | {"event": _raw(was.event)}

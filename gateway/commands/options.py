@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import wraps
 from typing import (
     TYPE_CHECKING,
@@ -61,6 +64,30 @@ def takes(
         return run
 
     return decorate
+
+
+Since = Annotated[
+    str,
+    typer.Option(help="All that came since: 90s, 10m, 2h, 7d ago, or ISO 8601."),
+]
+_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_AGO = re.compile(r"([0-9]{1,9})([smhd])")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def since_ms(text: str) -> int | None:
+    """Return the time that `Since` names in Unix milliseconds; ``None`` if empty."""
+    if not text:
+        return None
+    if ago := _AGO.fullmatch(text):
+        return time.time_ns() // 1_000_000 - int(ago[1]) * _UNITS_MS[ago[2]]
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        text = f"--since: {text!r} is neither 90s, 10m, 2h or 7d, nor ISO 8601"
+        raise typer.BadParameter(text) from None
+    # Without a zone it is this machine's, as in other tools that take times.
+    return int((moment.astimezone(UTC) - _EPOCH).total_seconds() * 1000)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,14 +31,14 @@ class Chosen(NamedTuple):
 _CHOSEN = Chosen()
 
 
-def block(names: Sequence[bytes], time_ms: int) -> bytes:
-    """Return a block of predictions of one row: version 1 of ``m`` said 1."""
+def block(names: Sequence[bytes], time_ms: int, model: str = "m") -> bytes:
+    """Return a block of predictions of one row: version 1 of a model said 1."""
     data = struct.pack("<f", 1.0)
     return encode(
         [
             Answer(
                 name,
-                "m",
+                model,
                 time_ms * 1_000_000,
                 900,
                 1,

@@ -199,13 +199,15 @@ def test_tail_shows_the_last_and_what_came_since(gateway: Gateway) -> None:
     assert len(tail("--partition", "1", "--from-offset", "8", "--limit", "2")) == 2
     assert tail("--partition", "1", "--from-offset", "99") == []
     assert len(tail("--since", "1h")) == 60
+    assert tail("--since", "1h", "--limit", "5") == tail("--limit", "5")
     assert tail("--since", "2100-01-01T00:00:00Z") == []
     time_ms = max(one["arrived_ms"] for one in tail("--since", "1h"))
     moment = np.datetime64(time_ms, "ms").item().isoformat() + "+00:00"
     since = tail("--since", moment)
     assert since == [one for one in tail("--since", "1h") if one in since]
     assert {one["arrived_ms"] for one in since} == {time_ms}
-    for words in (["--from-offset", "1"], ["--since", "soon"]):
+    page = ["--partition", "1", "--from-offset", "1", "--limit", "1", "--follow"]
+    for words in (["--from-offset", "1"], ["--since", "soon"], page):
         assert gateway.baton("log", "tail", "labels", *words).exit_code == 2
     result = gateway.baton("log", "tail", "labels", "--partition", "2")
     assert result.exit_code == 1
@@ -334,6 +336,27 @@ def test_tail_follows_what_comes_through_a_restart(tmp_path: Path) -> None:
         finally:
             tail.kill()
             made.stop()
+
+
+def test_tail_goes_on_from_the_last_that_it_showed(gateway: Gateway) -> None:
+    """With --since and --limit: what lies between was once left out."""
+    gateway.run(gateway.log.append(LABELS, 0, [label(float(n)) for n in range(30)]))
+    address = f"unix:{gateway.folder}/outcomes.sock"
+    command = [sys.executable, "-m", "gateway", "log", "tail", "labels", "--follow"]
+    with subprocess.Popen(
+        [*command, "--since", "1h", "--limit", "3", "--outcomes", address],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as tail:
+        assert tail.stdout is not None
+        try:
+            first = [json.loads(tail.stdout.readline())["value"] for _ in range(3)]
+            gateway.run(gateway.log.append(LABELS, 0, [label(30.0)]))
+            assert [*first, json.loads(tail.stdout.readline())["value"]] == [
+                *(27, 28, 29, 30)
+            ]
+        finally:
+            tail.kill()
 
 
 def test_a_gateway_s_answers_are_in_its_log(tmp_path: Path) -> None:
