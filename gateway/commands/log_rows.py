@@ -183,8 +183,11 @@ def text_of(thing: dict[str, Any]) -> str:
 
 
 def moment(ms: int) -> str:
-    """Return a time as ISO 8601, in UTC."""
-    text = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    """Return a time as ISO 8601, in UTC; beyond the calendar, its milliseconds."""
+    try:
+        text = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{ms} ms"
     return text.replace("+00:00", "Z")
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gateway.clock import PredictionIds, now_ns
+from gateway.commands.log_rows import moment
 from gateway.config import GrpcConfig
 from gateway.controller import joined
 from gateway.controller.seam import Handlers
@@ -258,10 +259,10 @@ def test_rows_are_chosen_and_counted_from_the_end(joining: Gateway) -> None:
     assert rows_of(joining, "--model", "other") == []
     assert rows_of(joining, "--version", "2") == []
     assert rows_of(joining, "--since", "1h") == rows
-    moment = datetime.fromtimestamp(rows[12]["time_ms"] / 1000, UTC).isoformat()
+    since = datetime.fromtimestamp(rows[12]["time_ms"] / 1000, UTC).isoformat()
     late = [one for one in rows if one["time_ms"] >= rows[12]["time_ms"]]
-    assert rows_of(joining, "--since", moment) == late
-    assert rows_of(joining, "--since", moment, "--limit", "3") == late[-3:]
+    assert rows_of(joining, "--since", since) == late
+    assert rows_of(joining, "--since", since, "--limit", "3") == late[-3:]
     assert rows_of(joining, "--since", "2100-01-01") == []
     for words in (["--format", "jsonl"], ["f", "--follow"], ["--limit", "10001"]):
         assert joining.baton("log", "rows", *words).exit_code == 2
@@ -347,6 +348,11 @@ def predict_then(gateway: Gateway, name: str) -> None:
     ahead_ms, gateway.ahead_ms = gateway.ahead_ms, 0
     predict(gateway, name)
     gateway.ahead_ms = ahead_ms
+
+
+def test_moments_beyond_the_calendar_are_numbers() -> None:
+    assert moment(1_700_000_000_123) == "2023-11-14T22:13:20.123Z"
+    assert moment((1 << 63) - 1) == "9223372036854775807 ms"
 
 
 def outcome(number: int, nbytes: int) -> Outcome:
