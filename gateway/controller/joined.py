@@ -12,7 +12,7 @@ from uuid import UUID
 from google.protobuf.message import Message
 
 from gateway.errors import InvalidRequest
-from gateway.feedback.joiner import JoinedElsewhere, Joiner
+from gateway.feedback.joiner import Joiner
 from gateway.feedback.label_state import Known
 from gateway.feedback.look import Look
 from gateway.feedback.partition import partition_of
@@ -47,13 +47,11 @@ class Joined:
     async def extents(self) -> pb.ExtentsResponse:
         """Return which rows each partition has; `elsewhere` is what others join."""
         answer = pb.ExtentsResponse()
+        spans = await self._joiner.each(Shard.span)
         for partition in range(self._partitions):
-            try:
-                start, end = await self._joiner.ask(partition, Shard.span)
-            except JoinedElsewhere:
-                answer.partitions.add(elsewhere=True)
-            else:
-                answer.partitions.add(start=start, end=end)
+            start, end = spans.get(partition, (0, 0))
+            elsewhere = partition not in spans
+            answer.partitions.add(start=start, end=end, elsewhere=elsewhere)
         return answer
 
     async def rows(self, request: pb.RowsRequest) -> AsyncIterator[pb.RowsResponse]:

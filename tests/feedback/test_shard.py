@@ -292,15 +292,18 @@ def test_what_policies_change_all_the_time_makes_no_heads(tmp_path: Path) -> Non
 def test_outcomes_keep_their_numbers(tmp_path: Path) -> None:
     config, inputs = many()
     shard = Shard(tmp_path / "0.db", 0, config)
+    assert shard.span() == (1, 1)
     emitted = [*shard.apply(inputs), *shard.apply([], caught_up_ms=END)]
     numbered = shard.outcomes(most=10_000)
     assert [row for _, row in numbered] == emitted
     assert [number for number, _ in numbered] == list(range(1, 2001))
     assert shard.outcomes(after=730, most=600) == numbered[730:1330]
+    assert shard.span() == (1, 2001)
     shard.trim(900)
     left = shard.outcomes(most=10_000)
     assert left == numbered[-len(left) :]
     assert 900 <= len(left) < 900 + 500
+    assert shard.span() == (left[0][0], 2001)
     shard.close()
 
 
