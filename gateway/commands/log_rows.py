@@ -87,7 +87,7 @@ def show_rows(
     wanted = pb.RowsRequest(
         model=model, version=version or 0, status=status or "", since_ms=start_ms or 0
     )
-    with outcomes.client() as client, suppress(KeyboardInterrupt):
+    with outcomes.client() as client:
         spans = _spans(client)
         if file is not None:
             wanted.last = limit or 0
@@ -100,12 +100,22 @@ def show_rows(
             typer.echo(_HEADING)
         _print(outcomes, _rows(client, wanted, spans))
         if follow:
-            wanted.last = 0
+            with suppress(KeyboardInterrupt):
+                _follow(outcomes, client, wanted, spans)
 
-            def show(partition: int, span: Extent) -> None:
-                _print(outcomes, _of(client, wanted, partition, span))
 
-            follow_on(client, "rows", {n: span.end for n, span in spans.items()}, show)
+def _follow(
+    outcomes: Outcomes,
+    client: OutcomesClient,
+    wanted: pb.RowsRequest,
+    spans: dict[int, Extent],
+) -> None:
+    wanted.last = 0
+
+    def show(partition: int, span: Extent) -> None:
+        _print(outcomes, _of(client, wanted, partition, span))
+
+    follow_on(client, "rows", {n: span.end for n, span in spans.items()}, show)
 
 
 def _spans(client: OutcomesClient) -> dict[int, Extent]:

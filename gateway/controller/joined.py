@@ -16,6 +16,7 @@ from gateway.feedback.joiner import Joiner
 from gateway.feedback.label_state import Known
 from gateway.feedback.look import Look
 from gateway.feedback.partition import partition_of
+from gateway.feedback.pending import Held
 from gateway.feedback.shard import Shard
 from gateway.feedback.types import Outcome, Prediction, Status, Stored, Value
 from gateway.protocol import outcomes_pb2 as pb
@@ -26,10 +27,12 @@ ANSWER_BYTES = 3 << 20
 """gRPC clients take 4 MiB unless told otherwise; one event alone may be more."""
 MAX_LAST = 10_000
 _PAGE = 1000
-"""Rows that are read at a time; the join waits meanwhile."""
+"""Rows that are read at a time, for the join waits meanwhile; and of each list that is
+known of one prediction."""
 _ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _Numbered = tuple[int, Outcome]
 _M = TypeVar("_M", bound=Message)
+_T = TypeVar("_T")
 
 
 class Joined:
@@ -204,19 +207,23 @@ def _looked(partition: int, found: Look) -> pb.LookResponse:
         answer.needs_activation = found.needs_activation
     room = ANSWER_BYTES
 
-    def fill(list_: Callable[[Iterable[_M]], None], messages: Iterable[_M]) -> None:
+    def fill(
+        add: Callable[[_M], None], make: Callable[[_T], _M], things: Sequence[_T]
+    ) -> None:
         nonlocal room
-        for message in messages:
+        for place, thing in enumerate(things[:_PAGE]):
+            message = make(thing)
             room -= message.ByteSize() + 8
             if room < 0:
-                answer.left_out += 1
-            else:
-                list_([message])
+                answer.left_out += len(things) - place
+                return
+            add(message)
+        answer.left_out += max(0, len(things) - _PAGE)
 
-    fill(answer.answers.extend, map(_answer, answers))
-    fill(answer.labels.extend, (_known(*each) for each in sorted(labels.items())))
-    fill(answer.waiting.extend, (_waiting(h.stored, ms) for h, ms in found.waiting))
-    fill(answer.joined.extend, (_row(partition, 0, row) for row in found.rows))
+    fill(answer.answers.append, _answer, answers)
+    fill(answer.labels.append, _known, sorted(labels.items()))
+    fill(answer.waiting.append, _waiting, found.waiting)
+    fill(answer.joined.append, partial(_row, partition, 0), found.rows)
     return answer
 
 
@@ -234,8 +241,8 @@ def _answer(one: Prediction) -> pb.JoinedAnswer:
     )
 
 
-def _known(at: tuple[int, str], known: Known) -> pb.KnownLabel:
-    row, name = at
+def _known(label: tuple[tuple[int, str], Known]) -> pb.KnownLabel:
+    (row, name), known = label
     return pb.KnownLabel(
         row=row,
         value=_value(name, known.value),
@@ -249,8 +256,9 @@ def _known(at: tuple[int, str], known: Known) -> pb.KnownLabel:
     )
 
 
-def _waiting(stored: Stored, until_ms: int) -> pb.WaitingLabel:
-    return pb.WaitingLabel(event=stored_message(stored), until_ms=until_ms)
+def _waiting(one: tuple[Held, int]) -> pb.WaitingLabel:
+    held, until_ms = one
+    return pb.WaitingLabel(event=stored_message(held.stored), until_ms=until_ms)
 
 
 def stored_message(stored: Stored) -> pb.StoredEvent:

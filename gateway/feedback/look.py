@@ -15,7 +15,7 @@ class Look(NamedTuple):
     """One prediction as it stands.
 
     Attributes:
-        pending: The request; ``None`` if it is unknown.
+        pending: The request, its answers read; ``None`` if it is unknown.
         closes_ms: When its window closes, 0 if it is unknown.
         forgotten_ms: When nothing is known of it any more, 0 if nothing is.
         needs_activation: Without one, nothing is emitted.
@@ -47,6 +47,7 @@ def looked(key: bytes, state: WorkingSet, config: FeedbackConfig) -> Look:
     if pending is None:
         return Look(None, 0, 0, needs_activation=False, rows=(), waiting=waiting)
     settings = join.settings(pending.model)
+    assert pending.answers is not None  # read here, where the file may be
     rows = rows_of(key, pending, settings).values()
     return Look(
         pending,

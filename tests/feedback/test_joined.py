@@ -25,13 +25,16 @@ from gateway.controller import joined
 from gateway.controller.seam import Handlers
 from gateway.feedback.cloudevents import encode
 from gateway.feedback.log import LABELS, PREDICTIONS
+from gateway.feedback.look import Look
 from gateway.feedback.partition import partition_of
+from gateway.feedback.pending import Held, Pending
 from gateway.feedback.types import (
     Event,
     Label,
     LabelKind,
     Outcome,
     Status,
+    Stored,
     Tensor,
     Value,
 )
@@ -373,6 +376,21 @@ def test_large_rows_come_in_messages_that_any_client_takes() -> None:
         answer.rows[0].number for answer in answers[1:]
     ]
     assert answers[-1].next == 41
+
+
+def test_of_a_prediction_as_much_is_said_as_there_is_room_for() -> None:
+    held = Held(
+        Stored(LABELS, 0, 1, 2, Event(b"k", b"v")),
+        Label("e", "s", bytes(16), None, 0, "label", LabelKind.VALUE, "up", 0, 0, 1.0),
+    )
+    many = Look(None, 0, 0, False, (), [(held, 3)] * 1005)
+    answer = joined._looked(0, many)
+    assert (len(answer.waiting), answer.left_out) == (1000, 5)
+    rows = [outcome(n, 1 << 20) for n in range(5)]
+    pending = Pending("m", 1, 5, 2)
+    answer = joined._looked(0, Look(pending, 3, 4, False, rows, [(held, 3)]))
+    assert (len(answer.joined), len(answer.waiting), answer.left_out) == (2, 1, 3)
+    assert answer.ByteSize() < 4 << 20
 
 
 async def test_who_does_not_read_is_not_read_ahead_for(tmp_path: Path) -> None:
