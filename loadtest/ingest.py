@@ -97,7 +97,8 @@ def _label(name: bytes, number: int, now_ms: int, form: str) -> Event:
     return _in_form(cloudevents.encode(label), form)
 
 
-def _block(names: list[bytes], now_ms: int) -> bytes:
+def block_of(names: list[bytes], now_ms: int) -> bytes:
+    """Return a block of predictions with these ids, of this instant."""
     admitted_ns = now_ms * 1_000_000
     return block_writer.encode(
         [
@@ -132,7 +133,7 @@ class _Topics:
             now_ms = time.time_ns() // 1_000_000
             for partition, share in enumerate(shares):
                 made = [
-                    Event(b"", _block(share[at : at + _BLOCK], now_ms))
+                    Event(b"", block_of(share[at : at + _BLOCK], now_ms))
                     for at in range(0, len(share), _BLOCK)
                 ]
                 await self._log.append(PREDICTIONS, partition, made)
