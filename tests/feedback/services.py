@@ -47,6 +47,13 @@ class Gateway:
         self._thread.start()
         self.run(self._start())
 
+    def configure(self, **feedback: object) -> None:
+        """Start both services anew, with other settings."""
+        self.run(self._stop())
+        changed = {"partitions": 2, **feedback}
+        self.feedback = FeedbackConfig.model_validate(changed)
+        self.run(self._start())
+
     async def _start(self) -> None:
         self.log = EmbeddedLog(LogFile(self.folder / "log.sqlite", 2))
         config = Config(state_dir=self.folder, feedback=self.feedback)

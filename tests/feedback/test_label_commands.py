@@ -159,6 +159,34 @@ def test_what_is_refused_is_said_by_line(gateway: Gateway) -> None:
     assert "/no/such/file" in result.stderr
 
 
+def test_labels_may_name_the_clients_own_request_id(gateway: Gateway) -> None:
+    refused = gateway.baton(
+        "labels", "send", "--request-id", "a", "--model", "m", "--number", "1"
+    )
+    assert refused.exit_code == 1
+    assert "by_request_id is off" in refused.stderr
+    gateway.configure(by_request_id=True)
+    given = 'request_id,model,number\na,m,1\n"b/c",m,2\n'
+    sent = gateway.baton("labels", "send", "-", "--format", "csv", given=given)
+    assert sent.stdout == "2 labels taken, 0 refused\n"
+    line = '{"request_id": "d", "model": "m", "value": 3}\n'
+    assert gateway.baton("labels", "send", "-", given=line).exit_code == 0
+    words = ("--request-id", "a", "--model", "m", "--kind", "withdrawn")
+    assert gateway.baton("labels", "send", *words).exit_code == 0
+    found = [
+        (one["request_id"], one["model"], one["tenant"], one["kind"])
+        for one in exported(gateway, "labels")
+    ]
+    assert sorted(found) == [
+        ("a", "m", "", "value"),
+        ("a", "m", "", "withdrawn"),
+        ("b/c", "m", "", "value"),
+        ("d", "m", "", "value"),
+    ]
+    result = gateway.baton("labels", "send", "--request-id", "a", "--number", "1")
+    assert "model: must be text" in result.stderr
+
+
 def test_all_labels_of_a_prediction_are_taken_back(gateway: Gateway) -> None:
     words = ("labels", "send", "--kind", "withdrawn", "--prediction-id", str(uuid4()))
     assert gateway.baton(*words).stdout == "1 labels taken, 0 refused\n"

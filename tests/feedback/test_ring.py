@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from gateway.clock import now_ns
+from gateway.feedback import names
 from gateway.feedback.blocks import Answer, TensorLayout
 from gateway.feedback.columns import decode
 from gateway.feedback.embedded import EmbeddedLog
@@ -105,6 +106,18 @@ async def logged(log: EmbeddedLog) -> list[Prediction]:
                 name = str(uuid.UUID(bytes=each.id)).encode()
                 assert partition_of(name, PARTITIONS) == partition
             found += decoded
+    return found
+
+
+async def noted(log: EmbeddedLog) -> set[str]:
+    """Return the request ids that the log has, each where its labels come."""
+    found = set()
+    for partition in range(PARTITIONS):
+        for stored in await log.read(PREDICTIONS, partition, 0, 10_000):
+            for name in names.decode(stored.event.value or b"").names:
+                key = "/".join(name.alias).encode()
+                assert partition_of(key, PARTITIONS) == partition
+                found.add(name.alias.request_id)
     return found
 
 
@@ -346,5 +359,39 @@ def test_outputs_too_large_for_a_block_stay_behind(tmp_path: Path) -> None:
         assert ring.counts["stripped"] == 1
         await receiver.stop()
         await log.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_request_ids_are_noted_where_that_is_asked_for(
+    tmp_path: Path, *, on: bool
+) -> None:
+    async def work() -> None:
+        log = open_log(tmp_path)
+        receiver = Receiver(log)
+        await receiver.start(bind_unix(tmp_path / "log.sock", private=True))
+        ring = ring_to(tmp_path / "log.sock", settings(by_request_id=on))
+        for number in range(40):
+            offer(ring, answer(request_id=f"r{number}" if number % 4 else ""))
+        assert await ring.close(10) == 0
+        assert len(await logged(log)) == 40
+        given = {f"r{number}" for number in range(40) if number % 4}
+        assert await noted(log) == (given if on else set())
+        assert ring.counts["unnamed"] == 0
+        await receiver.stop()
+        await log.close()
+
+    run(work)
+
+
+def test_request_ids_that_a_full_ring_does_not_take_are_counted(tmp_path: Path) -> None:
+    async def work() -> None:
+        config = settings(by_request_id=True, ring_bytes=1, block_rows=20)
+        ring = ring_to(tmp_path / "nobody.sock", config)
+        for number in range(20):
+            offer(ring, answer(request_id=f"r{number}" if number % 4 else ""))
+        assert (ring.counts["dropped"], ring.counts["unnamed"]) == (20, 15)
+        await ring.close(0)
 
     run(work)
