@@ -79,7 +79,7 @@ async def predict(log: EventLog, now_ms: int) -> None:
         await log.append(PREDICTIONS, where, [Event(b"", value)])
         answer = (name, "m", 0, 0, 1, Chosen(), ("", -1, ()), (), (),
                   b"order-%d" % number)  # fmt: skip
-        for share in shared([answer], PARTITIONS):
+        for share in shared(answer, PARTITIONS):
             event = Event(b"", share.block)
             await log.append(PREDICTIONS, share.partition, [event])
 
