@@ -187,6 +187,10 @@ class FeedbackConfig(BaseModel):
     of a model; of two requests with one id, the first has its labels."""
     max_label_bytes: _Bytes = 64 << 10
     """Largest label event that is taken."""
+    max_pending: _Count = 10_000_000
+    """Requests of one partition whose labels may still come, about. From three quarters
+    of it on, a sample of them is joined that halves as it fills, with as much more
+    weight; the others' labels are counted."""
     max_dangling: _Count = 1_000_000
     """Labels of one partition that wait for predictions; more are dead letters."""
     max_outcomes: _Count = 1_000_000

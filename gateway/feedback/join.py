@@ -216,7 +216,8 @@ class Join:
         """Return the rows of a request as they are emitted with what is known."""
         if not pending.closed:
             return {}
-        return rows_of(key, pending, self.settings(pending.model))
+        share = self._state.thinning.share_of(key)
+        return rows_of(key, pending, self.settings(pending.model), share)
 
     def _settle(
         self,

@@ -166,7 +166,9 @@ class Joiner:
         """Have `health` say what partitions hold now, and drop what none need keep."""
         async with self._lock:
             for partition, shard in sorted(self._shards.items()):
-                self.health.holds(partition, await self._at(partition, shard.gauges))
+                gauges = await self._at(partition, shard.gauges)
+                self.health.holds(partition, gauges)
+                await self._at(partition, partial(shard.thin, gauges.pending))
                 trim = partial(shard.trim, self._config.max_outcomes)
                 await self._at(partition, trim)
 

@@ -48,7 +48,8 @@ def looked(key: bytes, state: WorkingSet, config: FeedbackConfig) -> Look:
         return Look(None, 0, 0, needs_activation=False, rows=(), waiting=waiting)
     settings = join.settings(pending.model)
     assert pending.answers is not None  # read here, where the file may be
-    rows = rows_of(key, pending, settings).values()
+    share = state.thinning.share_of(key)
+    rows = rows_of(key, pending, settings, share).values()
     return Look(
         pending,
         pending.time_ms + settings.window_s * 1000,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from gateway.feedback.label_state import Known
 from gateway.feedback.rows import row_of
 from gateway.feedback.sample import share_of
+from gateway.feedback.thinning import Thinning
 from gateway.feedback.types import (
     DeadLetter,
     Event,
@@ -77,6 +78,7 @@ class WorkingSet:
         pending: By prediction id.
         dangling: Labels without a prediction, in order, by prediction id.
         held: How many labels wait for a prediction in the whole partition.
+        thinning: Says which requests were let in.
         changed: Ids whose state is not what it was.
         answered: Those of them that are new or have an answer more.
     """
@@ -84,6 +86,7 @@ class WorkingSet:
     pending: dict[bytes, Pending] = field(default_factory=dict)
     dangling: dict[bytes, list[Held]] = field(default_factory=dict)
     held: int = 0
+    thinning: Thinning = field(default_factory=Thinning)
     changed: set[bytes] = field(default_factory=set)
     answered: set[bytes] = field(default_factory=set)
 
@@ -111,9 +114,16 @@ def horizon_ms(settings: JoinConfig) -> int:
 
 
 def rows_of(
-    key: bytes, pending: Pending, settings: JoinConfig
+    key: bytes, pending: Pending, settings: JoinConfig, share: float = 1.0
 ) -> dict[RowKey, Outcome]:
-    """Return what a request comes to, row by row, with the labels known now."""
+    """Return what a request comes to, row by row, with the labels known now.
+
+    Args:
+        key: Its id.
+        pending: The request.
+        settings: Of its model.
+        share: Of requests that were let in, when it was.
+    """
     if settings.needs_activation and not pending.activated:
         return {}
     found: dict[RowKey, Outcome] = {}
@@ -143,7 +153,7 @@ def rows_of(
                 labels,
                 label_ms,
                 status,
-                weight / share_of(answer.role, answer.propensity, settings),
+                weight / (share * share_of(answer.role, answer.propensity, settings)),
                 1,
                 pending.revisions.get(at, 0),
                 provisional=False,

@@ -38,6 +38,7 @@ from gateway.feedback.slots import (
     Slots,
     keys_of,
 )
+from gateway.feedback.thinning import Thinning
 from gateway.feedback.types import Label, LabelKind, Prediction, Stored
 from gateway.feedback_config import FeedbackConfig
 
@@ -228,7 +229,7 @@ class Plain:
 
     # -- time moves on ----------------------------------------------------------------
 
-    def expire(self, watermark_ms: int, most: int) -> Emitted:
+    def expire(self, watermark_ms: int, most: int, thinning: Thinning) -> Emitted:
         """Close and forget parts that are due, of about `most` requests.
 
         Returns:
@@ -242,7 +243,8 @@ class Plain:
             if not part.closed and part.due_ms < watermark_ms:
                 block = self._slots.block(part.number)
                 seen += block.count
-                rows.append(self._emit(part, block, self._slots.notes(slot)))
+                notes = self._slots.notes(slot)
+                rows.append(self._emit(part, block, notes, thinning))
                 part.close()
             if part.due_ms < watermark_ms:
                 dropped.append((slot, part.number))
@@ -251,7 +253,9 @@ class Plain:
         self._slots.drop(dropped)
         return joined(rows)
 
-    def _emit(self, part: Part, block: Block, notes: Notes) -> Emitted:
+    def _emit(
+        self, part: Part, block: Block, notes: Notes, thinning: Thinning
+    ) -> Emitted:
         first = part.number << ROW_BITS
         rows: Sequence[int] = range(block.count)
         if not notes.gone.isdisjoint(range(first, first + block.count)):
@@ -261,6 +265,7 @@ class Plain:
             rows,
             [notes.labels.get(first + row) for row in rows],
             part.settings,
+            thinning,
         )
 
 

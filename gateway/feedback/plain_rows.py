@@ -12,6 +12,7 @@ from gateway.feedback.label_state import Known
 from gateway.feedback.pending import Labels, labels_of
 from gateway.feedback.sample import in_share, share_of
 from gateway.feedback.slots import Said
+from gateway.feedback.thinning import Thinning
 from gateway.feedback.types import Status
 from gateway.feedback_config import JoinConfig
 
@@ -23,6 +24,7 @@ def emit(
     rows: Sequence[int],
     labels: Sequence[Said | None],
     settings: JoinConfig,
+    thinning: Thinning,
 ) -> Emitted:
     """Return what `gateway.feedback.pending.rows_of` would, of many requests.
 
@@ -31,6 +33,7 @@ def emit(
         rows: Which of them.
         labels: Of each of these, if it has one.
         settings: Of their model.
+        thinning: Says which requests were let in.
     """
     if settings.needs_activation:  # and those that are activated are not plain
         return Emitted.of([])
@@ -46,6 +49,11 @@ def emit(
         of_row = [shares[block.origin[row]] for row in rows]
         weights = [
             weight / share for weight, share in zip(weights, of_row, strict=True)
+        ]
+    if thinning:
+        let_in = map(thinning.share_of, block.ids_at(rows))
+        weights = [
+            weight / share for weight, share in zip(weights, let_in, strict=True)
         ]
     times = block.times[rows]
     columns: Columns = [

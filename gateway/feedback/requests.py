@@ -16,6 +16,7 @@ from gateway.feedback import packing
 from gateway.feedback.join import Join
 from gateway.feedback.pending import WorkingSet
 from gateway.feedback.plain import Plain
+from gateway.feedback.thinning import Thinning
 
 TABLES = (
     "CREATE TABLE heads (number INTEGER PRIMARY KEY, packed BLOB NOT NULL UNIQUE)",
@@ -46,12 +47,16 @@ class Requests:
     Attributes:
         heads: What predictions have in common, by number.
         held: Labels that wait, in the whole partition.
+        thinning: Says which requests are let in.
     """
 
-    def __init__(self, db: sqlite3.Connection, plain: Plain, held: int) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, plain: Plain, held: int, thinning: Thinning
+    ) -> None:
         self._db = db
         self._plain = plain
         self.held = held
+        self.thinning = thinning
         self._most_heads = _HEADS
         self.forget()
 
@@ -94,7 +99,7 @@ class Requests:
 
     def load(self, keys: Sequence[bytes] | None = None) -> WorkingSet:
         """Return what there is of some ids; without any, all that are not plain."""
-        state, self._dues = WorkingSet(held=self.held), {}
+        state, self._dues = WorkingSet(held=self.held, thinning=self.thinning), {}
         self._were_plain: set[bytes] = set()
         if keys:
             plain = self._plain.look(keys)

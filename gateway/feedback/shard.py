@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,16 +26,17 @@ from gateway.feedback.blocks import ID_BYTES
 from gateway.feedback.columns import Block
 from gateway.feedback.emitted import Emitted, joined, unpacked
 from gateway.feedback.health import Gauges
-from gateway.feedback.join import Join
+from gateway.feedback.join import SKEW_MS, Join
 from gateway.feedback.label_state import Verdict
 from gateway.feedback.log import LABELS, PREDICTIONS
 from gateway.feedback.look import Look, looked
 from gateway.feedback.names import Names
 from gateway.feedback.outbox import Dead, Forward, Outbox
-from gateway.feedback.pending import Effects
+from gateway.feedback.pending import Effects, horizon_ms
 from gateway.feedback.plain import Plain
 from gateway.feedback.requests import Requests
 from gateway.feedback.slots import MOST_CACHED
+from gateway.feedback.thinning import Thinning
 from gateway.feedback.types import DeadLetter, Label, Outcome, Stored
 from gateway.feedback_config import FeedbackConfig
 
@@ -162,6 +164,22 @@ class Shard:
         """Return what is known of a prediction by its id (16 bytes)."""
         return looked(key, self._requests.load([key]), self._config)
 
+    def thin(self, pending: int) -> None:
+        """Let in fewer requests, or more again, by how many are pending now."""
+        models = (self._config.default, *self._config.models.values())
+        longest_ms = max(horizon_ms(model) for model in models)
+        now = self._requests.thinning
+        then = now.after(
+            pending,
+            self._config.max_pending,
+            self._times.get(PREDICTIONS, 0) + SKEW_MS + 1,
+            self._watermark_ms() - longest_ms,
+        )
+        if then.regimes != now.regimes:
+            with self._transaction():
+                self._put({"regimes": then.regimes})
+            self._requests.thinning = then
+
     def trim(self, most: int) -> None:
         """Drop rows that were emitted, the oldest first, to hardly more than `most`."""
         oldest = self._last() - most
@@ -208,7 +226,28 @@ class Shard:
 
     # -- a batch ----------------------------------------------------------------
 
+    def _let_in(self, fresh: Sequence[Input]) -> tuple[list[Input], Counter[str]]:
+        """Return events without those of requests that are not let in."""
+        lets_in, shed = self._requests.thinning.lets_in, Counter[str]()
+        kept: list[Input] = []
+        for stored, what in fresh:
+            if isinstance(what, Block):
+                places = [n for n in range(what.count) if lets_in(what.id(n))]
+                shed["predictions_shed"] += what.count - len(places)
+                if len(places) < what.count:
+                    some = Block(what.some(places)) if places else None
+                    kept.append((stored, some))
+                    continue
+            elif isinstance(what, Label) and not lets_in(what.prediction_id):
+                shed["labels_shed"] += 1
+                continue
+            kept.append((stored, what))
+        return kept, +shed
+
     def _events(self, fresh: Sequence[Input]) -> Effects:
+        shed: Counter[str] = Counter()
+        if self._requests.thinning:
+            fresh, shed = self._let_in(fresh)
         blocks = [
             (stored.arrived_ms, what)
             for stored, what in fresh
@@ -233,6 +272,7 @@ class Shard:
         for stored, label in unusual:
             self._join.label(stored, label)
         effects = self._join.effects
+        effects.counts.update(shed)
         for stored, what in fresh:
             if isinstance(what, Names):
                 for name in what.names:
@@ -263,7 +303,10 @@ class Shard:
             effects = self._join.effects
             self._aliases.advance(watermark, self._working, effects)
             emitted = self._write_effects(
-                effects, self._plain.expire(watermark, _AT_ONCE - len(keys))
+                effects,
+                self._plain.expire(
+                    watermark, _AT_ONCE - len(keys), self._requests.thinning
+                ),
             )
             self._write_meta(self.offsets, self._times)
         self.counts = self._counts_after(effects)
@@ -297,6 +340,9 @@ class Shard:
             "held": self._requests.held,
             "counts": self._counted,
         }
+        self._put(rows)
+
+    def _put(self, rows: Mapping[str, object]) -> None:
         self._db.executemany(
             "INSERT OR REPLACE INTO meta VALUES (?, ?)",
             [(name, json.dumps(value)) for name, value in rows.items()],
@@ -310,7 +356,12 @@ class Shard:
         self.offsets = meta.get("offsets", {})
         self._times = meta.get("times", {})
         self.counts = meta.get("counts", {})
-        self._requests = Requests(self._db, self._plain, meta.get("held", 0))
+        self._requests = Requests(
+            self._db,
+            self._plain,
+            meta.get("held", 0),
+            Thinning([(start, times) for start, times in meta.get("regimes", [])]),
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
