@@ -564,11 +564,11 @@ def test_a_model_that_is_not_there_is_an_error(
     assert admin(*command).stderr.startswith("baton: ")
 
 
-def test_stubs_made_as_the_readme_says_reach_the_admin_plane(
+def test_stubs_made_as_is_documented_reach_the_admin_plane(
     served: Served, tmp_path: Path
 ) -> None:
-    readme = (ROOT / "README.md").read_text()
-    (command,) = re.findall(r"`python -m (grpc_tools\.protoc [^`]*)`", readme)
+    page = (ROOT / "docs" / "traffic.md").read_text()
+    (command,) = re.findall(r"`python -m (grpc_tools\.protoc [^`]*)`", page)
     shutil.copytree(ROOT / "protos", tmp_path / "protos")
     assert python("-m", *command.split(), cwd=tmp_path).returncode == 0
     client = (

@@ -21,6 +21,7 @@ SHIPPED = ("gateway", "workers", "featurizer")
 FOLDERS = (*SHIPPED, "loadtest", "deploy", "tests")
 GENERATED = re.compile(r"_pb2\.pyi?$")
 MAX_LINE, MAX_FUNCTION_LINES, MAX_MODULE_LINES = 88, 70, 400
+MAX_PAGE_LINES = 150
 # Tables of test cases are long lists, not long thoughts.
 MAX_TEST_MODULE_LINES = 1200
 
@@ -200,9 +201,48 @@ def metric_names() -> list[str]:
     ]
 
 
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_what_is_read_first_is_short() -> None:
+    for name in ("README.md", "ARCHITECTURE.md"):
+        assert page(name).count("\n") <= MAX_PAGE_LINES, name
+
+
+def anchors(text: str) -> set[str]:
+    titles = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^a-z0-9 -]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    assert {f"docs/{one.name}" for one in (ROOT / "docs").iterdir()} <= set(
+        re.findall(r"\]\((docs/[^)#]+)", page("README.md"))
+    )
+    dead = []
+    for one in pages:
+        text = one.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", text):
+            path, _, anchor = link.partition("#")
+            target = one.parent / path if path else one
+            there = target.exists() and (
+                not anchor or anchor in anchors(target.read_text(encoding="utf-8"))
+            )
+            dead += [] if there else [f"{one.name}: {link}"]
+    assert dead == []
+
+
+def test_the_readme_s_figures_are_those_of_the_page() -> None:
+    rows = [line for line in page("README.md").splitlines() if line.startswith("| M")]
+    known = page("docs/measured.md")
+    assert rows
+    assert [row for row in rows if row.removesuffix(" |") not in known] == []
+
+
 @pytest.mark.parametrize("name", metric_names())
-def test_every_metric_is_in_the_readme(name: str) -> None:
-    assert re.search(rf"\b{name}\b", (ROOT / "README.md").read_text(encoding="utf-8"))
+def test_every_metric_is_documented(name: str) -> None:
+    assert re.search(rf"\b{name}\b", page("docs/operations.md"))
 
 
 @pytest.mark.parametrize("name", metric_names())
