@@ -4,7 +4,8 @@ Run it with ``python -m loadtest.pending [--predictions 10000000] [--json]``.
 
 One partition takes in all predictions in blocks, is closed and opened again, gets
 labels of random ones, and emits all rows when time has moved on. Memory is the most
-that was resident until then, of the whole process (``ru_maxrss``).
+that was resident until then, of the whole process (``ru_maxrss``), which keeps as many
+ids in memory as there may be (`gateway.feedback.slots.MOST_CACHED`).
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def _peak_mib() -> int:
 
 def _measure(path: Path, predictions: int, labels: int) -> dict[str, Any]:
     config = FeedbackConfig(
-        default=JoinConfig(labels={"label": LabelConfig(type="number")})
+        partitions=1,  # which has all the memory that there is for ids
+        default=JoinConfig(labels={"label": LabelConfig(type="number")}),
     )
     names = [b"00000000-0000-7000-8000-000000000000"] * _ROWS
     template = pb.Block.FromString(block_of(names, _T0))
