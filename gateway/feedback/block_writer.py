@@ -1,4 +1,4 @@
-"""From answers to blocks, one for each partition: `gateway.feedback.blocks` reads them.
+"""From answers to blocks, one for each partition; `columns` has the way back.
 
 Most columns of most blocks hold one value, or small numbers: their bytes are written as
 they are. protobuf's own code takes one value after the other.

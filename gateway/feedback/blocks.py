@@ -1,6 +1,6 @@
-"""Predictions as the event log has them: blocks, column by column. Pure.
+"""Predictions as fronts have them, on their way into blocks. Pure.
 
-Source: ``protos/records.proto``, where each column is described.
+`block_writer` makes blocks of them, which `columns` reads.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from gateway.feedback.blocks import (
     TensorLayout,
     id_of,
 )
-from gateway.feedback.columns import BadBlock, decode
+from gateway.feedback.columns import BadBlock, Block, decode
 from gateway.feedback.partition import partitions_of
 from gateway.feedback.types import Prediction, Tensor
 from gateway.protocol import records_pb2 as pb
@@ -132,6 +132,24 @@ def test_each_partition_gets_its_own_in_their_order(
         own = [a for a, at in zip(given_, places, strict=True) if at == place]
         assert records == len(own)
         assert decode(block) == [expected(answer) for answer in own]
+
+
+@given(answers(), st.data())
+def test_a_part_of_a_block_is_what_the_join_needs(
+    given_: list[Answer], data: st.DataObject
+) -> None:
+    block = Block(encode(given_, EPOCH_NS))
+    every = [expected(answer) for answer in given_]
+    assert block.has_inputs is any(one.inputs for one in every)
+    places = [place for place in range(len(given_)) if data.draw(st.booleans())]
+    assert block.predictions(places) == [every[place] for place in places]
+    some = Block(block.some(places))
+    assert not some.has_inputs
+    needed = [every[place]._replace(inputs=()) for place in places]
+    found = some.predictions()
+    assert [one._replace(request_id="") for one in found] == [
+        one._replace(request_id="") for one in needed
+    ]
 
 
 def test_what_a_writer_remembers_is_checked() -> None:
