@@ -53,6 +53,9 @@ _AT_ONCE = 5000
 """Events of one transaction: more makes none of them cheaper."""
 _IDLE_S = 0.5
 """How long a round waits for events: time moves on without them."""
+_PACE_S = 0.2
+"""Between rounds where there is little to read: each costs a commit per partition, and
+the cores are the fronts' and the workers'."""
 _HOLD_BACK_MS = 5000
 """A topic read to its end holds nothing older than this, by the clock of the log."""
 _LOOK_S = 10.0
@@ -188,6 +191,8 @@ class Joiner:
             if following != self._committed:
                 await consumer.commit(following)
                 self._committed = following
+            if 0 < len(events) < _AT_ONCE:
+                await asyncio.sleep(_PACE_S)
 
     async def _round(
         self, events: Sequence[Stored], behind: Mapping[Place, int]
