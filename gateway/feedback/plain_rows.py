@@ -88,8 +88,10 @@ def _said(labels: Sequence[Said | None], settings: JoinConfig) -> list[list[Any]
     """Return values, times, weights and statuses."""
     values, times, weights, status = _plain(labels_of({}, 0, settings))
     if len(settings.labels) == 1:
+        (only,) = settings.labels  # else it was configured when the label came
+        labels = [said if said and said[1] == only else None for said in labels]
         return [
-            [values if said is None else ((said[1], said[3]),) for said in labels],
+            [values if said is None else ((only, said[3]),) for said in labels],
             [times if said is None else said[4] for said in labels],
             [weights if said is None else said[5] for said in labels],
             [status if said is None else _LABELLED for said in labels],

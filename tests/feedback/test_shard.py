@@ -365,3 +365,22 @@ def test_a_shadow_that_answers_later_shares_the_label(tmp_path: Path) -> None:
         (2, (("label", 5.0),)),
     ]
     shard.close()
+
+
+def test_a_label_that_is_configured_no_longer_is_none(tmp_path: Path) -> None:
+    said, at = histories.label(5.0)
+    shard = Shard(tmp_path / "0.db", 0, config_of())
+    shard.apply(
+        read(
+            [
+                (histories.stored(PREDICTIONS, 0, T0), [histories.prediction()]),
+                (histories.stored(LABELS, 0, at), said),
+            ]
+        )
+    )
+    shard.close()
+    renamed = config_of(labels={"other": {"type": "number"}})
+    shard = Shard(tmp_path / "0.db", 0, renamed)
+    (row,) = shard.apply([], caught_up_ms=END)
+    assert (row.labels, row.status) == ((), "missing")
+    shard.close()
