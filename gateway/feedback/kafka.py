@@ -37,6 +37,8 @@ from gateway.logs import get_logger
 
 _log = get_logger("event_log")
 
+_LOOKS, _LOOK_S = 100, 0.1
+"""How often, and after what pause, topics that were just made are looked at."""
 _REQUEST_MS = 20_000
 """How long the brokers may take for a request."""
 _MAX_EVENT = 8 << 20
@@ -229,17 +231,30 @@ async def _ensure_topics(
                         "partitions and message.timestamp.type=LogAppendTime"
                     )
                 _log.info("topic_made", topic=name, partitions=partitions)
-        together = [config.topic_prefix + topic for topic in (PREDICTIONS, LABELS)]
-        for described in await admin.describe_topics(together):
-            found = len(described["partitions"])
-            if found not in {0, partitions}:
-                raise LogUnfit(
-                    f"topic {described['topic']} has {found} partitions and "
-                    f"feedback.partitions says {partitions}: labels would not meet "
-                    "their predictions. Give both topics the same number, and say it"
-                )
+        await _check_sizes(config, admin, partitions)
     finally:
         await admin.close()
+
+
+async def _check_sizes(
+    config: KafkaConfig, admin: AIOKafkaAdminClient, partitions: int
+) -> None:
+    together = [config.topic_prefix + topic for topic in (PREDICTIONS, LABELS)]
+    for _ in range(_LOOKS):
+        described = await admin.describe_topics(together)
+        sizes = {each["topic"]: len(each["partitions"]) for each in described}
+        for name, found in sizes.items():
+            if found not in {0, partitions}:
+                raise LogUnfit(
+                    f"topic {name} has {found} partitions and feedback.partitions says "
+                    f"{partitions}: labels would not meet their predictions. Give both "
+                    "topics the same number, and say it"
+                )
+        if all(sizes.values()):
+            return
+        await asyncio.sleep(_LOOK_S)  # not every broker knows a topic at once
+    names = ", ".join(name for name, found in sizes.items() if not found)
+    raise LogUnavailable(f"Kafka does not say how large its topics are: {names}")
 
 
 def _said(error: KafkaError) -> str:
