@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -196,7 +196,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
 def _section(path: tuple[str, ...]) -> type[BaseModel] | None:
     """Return the model of a section, an optional one too; ``None``: it is none."""
     model: type[BaseModel] = Config
-    for key in path:
+    keys = iter(path)
+    for key in keys:
         field = model.model_fields.get(key)
         for member in _members(field.annotation) if field else ():
             if isinstance(member, type) and issubclass(member, BaseModel):
@@ -204,6 +205,8 @@ def _section(path: tuple[str, ...]) -> type[BaseModel] | None:
                 break
         else:
             return None
+        if field is not None and get_origin(field.annotation) is dict:
+            next(keys, None)  # a name that people chose
     return model
 
 
@@ -310,7 +313,9 @@ def _wrong(path: tuple[str, ...], faults: list[ErrorDetails], origin: str) -> st
         shown = shown[:57] + "..."
     model = _section(path[:-1])
     assert model is not None, "a setting without a section. This is a bug."
-    field = model.model_fields[path[-1]]
+    field = model.model_fields.get(path[-1])
+    if field is None:  # a section as a whole contradicts itself
+        return " or ".join(rule.removeprefix("Value error, ") for rule in rules)
     if first["type"] == "missing":
         return f"missing ({(field.description or '').rstrip('.')})"
     if field.is_required():

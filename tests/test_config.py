@@ -138,6 +138,22 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_wrong_with_a_model_of_the_feedback_section_is_named(
+    tmp_path: Path,
+) -> None:
+    text = (
+        "feedback:\n  models:\n    a: {windw_s: 3}\n    b: {conflict: sum}\n    c: 3\n"
+    )
+    assert problems(written(tmp_path, text)) == [
+        "baton.yaml:3: feedback.models.a.windw_s: unknown (did you mean "
+        "feedback.models.a.window_s?)",
+        "baton.yaml:4: feedback.models.b: conflict: sum is for labels of type number; "
+        "label is of another",
+        "baton.yaml:5: feedback.models.c: a section, not a value (indent its settings "
+        "below it)",
+    ]
+
+
 def test_environment_problems_name_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

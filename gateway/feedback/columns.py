@@ -6,6 +6,7 @@ contradicts itself in is found when it is read, so nothing fails later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -15,6 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from gateway.feedback.blocks import ID_BYTES, Layout, TensorLayout
+from gateway.feedback.rows import SIZES, holds_strings
 from gateway.feedback.types import Prediction, Tensor
 from gateway.protocol import records_pb2 as pb
 
@@ -22,6 +24,10 @@ _T = TypeVar("_T")
 
 Origin = tuple[str, int, str, str, float, int, int]
 """Model, version, role, policy, propensity, revision and snapshot."""
+
+
+_MOST_ROWS = 1 << 20
+"""Of a prediction; no front takes a request with more."""
 
 
 class BadBlock(ValueError):
@@ -75,17 +81,41 @@ class Block:
         sizes = list(block.sizes)
         tensors = [len(self.layouts[index]) for index in self.layout]
         _check("sizes", sizes, sum(tensors))
+        if count and max(self.rows) > _MOST_ROWS:
+            raise BadBlock(f"a prediction has more than {_MOST_ROWS} rows")
         if sum(sizes) != len(block.data):
             text = f"tensors of {sum(sizes)} bytes are {len(block.data)} bytes long"
             raise BadBlock(text)
         self._tensors = list(accumulate(tensors, initial=0))
         self._ends = list(accumulate(sizes, initial=0))
+        self._check_tensors(sizes)
         _check("latency_us", block.latency_us, count)
         for name in ("units", "buckets", "request_ids"):
             if values := getattr(block, name):
                 _check(name, values, count)
         if block.segments or block.segment:
             _index("segment", block.segment, block.segments, count)
+
+    def _check_tensors(self, sizes: Sequence[int]) -> None:
+        """See that every tensor has the bytes of its rows."""
+        each = [[_bytes_of(tensor) for tensor in layout] for layout in self.layouts]
+        alike = len(each) == 1 and self.rows.count(1) == self.count
+        if alike and sizes == each[0] * self.count:  # mostly
+            return
+        for place, layout in enumerate(self.layout):
+            rows = self.rows[place]
+            for tensor, expected, data in zip(
+                self.layouts[layout], each[layout], self.pieces(place), strict=True
+            ):
+                if tensor.is_input and not data:
+                    continue  # redacted
+                if expected is None:
+                    whole = holds_strings(data, rows * math.prod(tensor.shape))
+                else:
+                    whole = len(data) == rows * expected
+                if not whole:
+                    text = f"{len(data)} bytes of {tensor.name} are not {rows} rows"
+                    raise BadBlock(text)
 
     @cached_property
     def units(self) -> Sequence[str]:
@@ -205,6 +235,16 @@ def decode(value: bytes) -> list[Prediction]:
 def ids_of(value: bytes) -> bytes:
     """Return the ids of a block that was read before."""
     return pb.Block.FromString(value).ids
+
+
+def _bytes_of(tensor: TensorLayout) -> int | None:
+    """Return the bytes of one row; ``None`` for strings."""
+    if tensor.datatype == "BYTES":
+        return None
+    size = SIZES.get(tensor.datatype)
+    if size is None or min(tensor.shape, default=1) < 0:
+        raise BadBlock(f"{tensor.name} is of {tensor.datatype} {tensor.shape}")
+    return size * math.prod(tensor.shape)
 
 
 def _layout(layout: pb.Layout) -> Layout:

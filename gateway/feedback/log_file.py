@@ -64,6 +64,8 @@ _EXPIRE = """
 """
 _STEPS = 20
 """Part of the time that the log spans by which it shrinks when it is too large."""
+_MOST_BYTES = 8 << 20
+"""Events that are read at once, about."""
 _CHUNK = 1000
 """Rows of a partition that retention drops at a time."""
 
@@ -156,12 +158,18 @@ class LogFile:
         self._ends, self._last_ms = ends, last_ms
 
     def read(self, place: Place, offset: int, most: int) -> list[Stored]:
-        """Return up to `most` events from `offset` on that are whole."""
+        """Return up to `most` events from `offset` on that are whole, not too much."""
         first = self._slot(place) << SHIFT
         found: list[Stored] = []
-        while len(found) < most:
+        nbytes = 0
+        while len(found) < most and nbytes < _MOST_BYTES:
             asked = (first + offset, first + MOST, most - len(found))
-            rows = self._db.execute(SELECT, asked).fetchall()
+            rows = []
+            for row in self._db.execute(SELECT, asked):
+                rows.append(row)
+                nbytes += len(row[4] or b"")
+                if nbytes >= _MOST_BYTES:
+                    break
             for row in rows:
                 stored = stored_from(place, row, first)
                 if stored is None:

@@ -70,6 +70,7 @@ class Plain:
         self._slots = slots = Slots(db, config, cached)
         self.forget, self.trim = slots.forget, slots.trim
         self.due_ms, self.count = slots.due_ms, slots.count
+        self.newest_ms = slots.newest_ms
 
     # -- predictions ------------------------------------------------------------------
 
@@ -122,11 +123,12 @@ class Plain:
         times = block.times[rows]
         if states.all():  # only the ids are of use
             packed = block.ids_alone(rows.tolist())
-            times = np.minimum(times, arrived_ms)
         else:
             whole = len(rows) == block.count and not block.has_inputs
             packed = block.value if whole else block.some(rows.tolist())
-            times = times[states == PLAIN]
+        # It lasts as long as the last of its requests, gone or not: by it, their ids
+        # are known. A clock that is far ahead counts as little as in the join.
+        times = np.where(times > arrived_ms + SKEW_MS, arrived_ms, times)
         times_ms = (arrived_ms, int(times.min()), int(times.max()))
         self._slots.add(place, times_ms, packed, keys, states)
 

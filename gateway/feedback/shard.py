@@ -44,6 +44,8 @@ _AT_ONCE = 5000
 """Requests that are closed or forgotten in one transaction."""
 _STEPS = 4
 """Such transactions in one call: what was emitted is in memory until it returns."""
+_MAD_MS = 3_600_000
+"""By how much a clock may be ahead for its ids to be of interest."""
 _BLOCK = 512
 """Outcomes that lie together, at most."""
 Input = tuple[Stored, Block | Names | Label | None]
@@ -117,7 +119,9 @@ class Shard:
                     if letter.stored.offset >= self.offsets.get(letter.stored.topic, 0):
                         effects.dead.append(letter)
                         effects.counts[f"dead_{letter.reason}"] += 1
-                emitted = self._write_effects(effects)
+                self._requests.write(self._working, self._join)
+                emitted = Emitted.of(effects.outcomes)
+                self._write_effects(effects, emitted)
                 self._write_meta(offsets, times)
             self.offsets, self._times = offsets, times
             self.counts = self._counts_after(effects)
@@ -168,12 +172,17 @@ class Shard:
         """Let in fewer requests, or more again, by how many are pending now."""
         models = (self._config.default, *self._config.models.values())
         longest_ms = max(horizon_ms(model) for model in models)
+        # Not for ids that were let in already, nor for good by one mad clock.
+        arrived_ms = self._times.get(PREDICTIONS, 0)
+        newest_ms = min(self._plain.newest_ms(), arrived_ms + _MAD_MS)
+        due_ms = filter(None, (self._requests.due_ms(), self._plain.due_ms()))
+        oldest_ms = min([self._watermark_ms(), *due_ms]) - longest_ms
         now = self._requests.thinning
         then = now.after(
             pending,
             self._config.max_pending,
-            self._times.get(PREDICTIONS, 0) + SKEW_MS + 1,
-            self._watermark_ms() - longest_ms,
+            max(arrived_ms + SKEW_MS, newest_ms) + 1,
+            oldest_ms,
         )
         if then.regimes != now.regimes:
             with self._transaction():
@@ -302,12 +311,16 @@ class Shard:
             self._join.advance(watermark, keys)
             effects = self._join.effects
             self._aliases.advance(watermark, self._working, effects)
-            emitted = self._write_effects(
-                effects,
-                self._plain.expire(
-                    watermark, _AT_ONCE - len(keys), self._requests.thinning
-                ),
+            # Before parts go: requests that leave them are found there.
+            self._requests.write(self._working, self._join)
+            most, thinning = _AT_ONCE - len(keys), self._requests.thinning
+            emitted = joined(
+                [
+                    Emitted.of(effects.outcomes),
+                    self._plain.expire(watermark, most, thinning),
+                ]
             )
+            self._write_effects(effects, emitted)
             self._write_meta(self.offsets, self._times)
         self.counts = self._counts_after(effects)
         return emitted
@@ -318,20 +331,16 @@ class Shard:
             counts[name] = counts.get(name, 0) + count
         return counts
 
-    def _write_effects(self, effects: Effects, *more: Emitted) -> Emitted:
-        db = self._db
-        self._requests.write(self._working, self._join)
-        emitted = joined([Emitted.of(effects.outcomes), *more])
+    def _write_effects(self, effects: Effects, emitted: Emitted) -> None:
         last = self._last()
         for block in emitted.blocks(_BLOCK):
             last += len(block)
-            db.execute(
+            self._db.execute(
                 "INSERT INTO outcomes VALUES (?, ?, ?)",
                 (last, len(block), block.pack()),
             )
         self._outbox.add(effects)
         self._counted = self._counts_after(effects)
-        return emitted
 
     def _write_meta(self, offsets: Mapping[str, int], times: Mapping[str, int]) -> None:
         rows = {

@@ -23,7 +23,8 @@ from gateway.feedback_config import FeedbackConfig, JoinConfig
 
 TABLES = (
     """CREATE TABLE parts (
-        number INTEGER PRIMARY KEY, slot INTEGER NOT NULL, due_ms INTEGER NOT NULL,
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        slot INTEGER NOT NULL, due_ms INTEGER NOT NULL,
         model TEXT NOT NULL, arrived_ms INTEGER NOT NULL, first_ms INTEGER NOT NULL,
         last_ms INTEGER NOT NULL, closed INTEGER NOT NULL, plain INTEGER NOT NULL
     )""",
@@ -43,6 +44,8 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # Knuth, 6.4: 2^64 over the golden rati
 PLAIN, LABELLED, GONE = range(3)
 _AT_ONCE = 1000
 """Parts that are looked at together when time moves on."""
+_SLOT_COSTS = 64
+"""A slot in memory takes as much as so many ids."""
 MOST_CACHED = 1 << 24
 """Ids that are kept in memory, 16 bytes each, over all partitions."""
 
@@ -166,16 +169,22 @@ class Slots:
     def forget(self) -> None:
         """Drop what is in memory: the file may say something else."""
         self._slots: OrderedDict[int, Slot] = OrderedDict()
+        self._held = 0
         self._noted: tuple[int, Notes] | None = None
-        (last,) = self._db.execute("SELECT max(number) FROM parts").fetchone()
-        self._last = last or 0
+        # A number is never used again: notes of its slot may outlive a part.
+        last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'parts'")
+        found: tuple[int] | None = last.fetchone()
+        self._last = 0 if found is None else found[0]
 
     def trim(self) -> None:
         """Keep no more in memory than there may be."""
-        held = sum(map(len, self._slots.values()))
-        while held > self._cached and len(self._slots) > 1:
-            _, slot = self._slots.popitem(last=False)
-            held -= len(slot)
+        while self._held > self._cached and len(self._slots) > 1:
+            self._let_go(next(iter(self._slots)))
+
+    def _let_go(self, number: int) -> None:
+        slot = self._slots.pop(number, None)
+        if slot is not None:
+            self._held -= len(slot) + _SLOT_COSTS
 
     def settings(self, model: str) -> JoinConfig:
         """Return the settings of a model."""
@@ -219,7 +228,13 @@ class Slots:
         if plain < len(states):
             gone = np.flatnonzero(states) + (part.number << ROW_BITS)
             self.write(slot, Note(gone.tolist(), []))
-        self._slot(slot).add(part, keys)
+        into = self._slots.get(slot)
+        if into is None:
+            into = self._slots[slot] = self._read(slot)  # with the part
+            self._held += len(into) + _SLOT_COSTS
+        else:
+            into.add(part, keys)
+            self._held += len(keys)
 
     def find(self, keys: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """Return the place of each key in its slot; -1 for none."""
@@ -262,6 +277,11 @@ class Slots:
         (due_ms,) = self._db.execute("SELECT min(due_ms) FROM parts").fetchone()
         return None if due_ms is None else int(due_ms)
 
+    def newest_ms(self) -> int:
+        """Return by when the newest id was made; 0 without any."""
+        (slot,) = self._db.execute("SELECT max(slot) FROM parts").fetchone()
+        return 0 if slot is None else (slot + 1) << _SLOT_BITS
+
     def count(self) -> int:
         """Return how many requests are plain."""
         (count,) = self._db.execute("SELECT sum(plain) FROM parts").fetchone()
@@ -282,7 +302,7 @@ class Slots:
         self._db.executemany("DELETE FROM parts WHERE number = ?", numbers)
         self._db.executemany("DELETE FROM part_blocks WHERE number = ?", numbers)
         for slot in {slot for slot, _ in parts}:
-            self._slots.pop(slot, None)
+            self._let_go(slot)
             left = "SELECT 1 FROM parts WHERE slot = ? LIMIT 1"
             if not self._db.execute(left, (slot,)).fetchone():
                 self._db.execute("DELETE FROM notes WHERE slot = ?", (slot,))
@@ -330,10 +350,13 @@ class Slots:
 
     def _slot(self, number: int) -> Slot:
         slot = self._slots.get(number)
-        if slot is None:
-            slot = self._slots[number] = self._read(number)
-        else:
+        if slot is not None:
             self._slots.move_to_end(number)
+            return slot
+        slot = self._read(number)
+        if slot.parts:  # else what is not there would take memory
+            self._slots[number] = slot
+            self._held += len(slot) + _SLOT_COSTS
         return slot
 
     def _read(self, number: int) -> Slot:

@@ -1,10 +1,11 @@
 """What is let in while very many requests are pending: a sample that halves. Pure.
 
 The fuller a partition, the fewer: three quarters full it takes half of the requests,
-seven eighths full a quarter, and so on; so it never fills. Which ones is decided by a
-hash of the id alone, among those made at the same time: all answers to a request are
-let in or none, and labels of the others are known as theirs. Rows of those let in
-weigh accordingly more.
+seven eighths full a quarter, and so on; so it hardly fills, as often as it is looked
+at. Which ones is decided by a hash of the id alone, among those made at the same time:
+all answers to a request are let in or none, and labels of the others are known as
+theirs. Rows of those let in weigh accordingly more. When a sample began depends on the
+reader: what is thinned is the one thing that a replay need not repeat.
 """
 
 from __future__ import annotations

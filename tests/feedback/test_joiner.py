@@ -39,6 +39,7 @@ CONFIG = FeedbackConfig.model_validate(
     }
 )
 NAMES = PredictionIds().mint_all(20)
+"""Of the predictions of a test; ids know when they were made."""
 
 
 class Clock:
@@ -103,6 +104,7 @@ class Running:
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    NAMES[:] = PredictionIds().mint_all(20)
     log = EmbeddedLog(LogFile(tmp_path / "log.sqlite", PARTITIONS))
     yield Running(tmp_path, log)
     await log.close()

@@ -52,6 +52,7 @@ async def log(
         given["kafka"] = kafka
     else:
         made = EmbeddedLog(LogFile(tmp_path / "log.sqlite", PARTITIONS))
+    NAMES[:] = PredictionIds().mint_all(COUNT)  # they know when they were made
     yield made, FeedbackConfig.model_validate(given)
     await made.close()
 

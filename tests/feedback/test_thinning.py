@@ -100,3 +100,34 @@ def test_a_partition_that_fills_takes_a_sample_and_knows_the_others(
     assert abs(weight / 6000 - 1) < 0.15
     assert not shard.outbox()
     shard.close()
+
+
+def test_a_clock_that_is_ahead_is_thinned_as_any_other(tmp_path: Path) -> None:
+    config = config_of(window_s=1000).model_copy(update={"max_pending": 100})
+    shard = Shard(tmp_path / "0.db", 0, config)
+    made = [histories.prediction(n, T0 + 60_000) for n in range(200)]
+    shard.apply([(histories.stored(PREDICTIONS, 0, T0), histories.block(made))])
+    shard.thin(shard.gauges().pending)
+    for n in range(200):
+        said, _ = histories.label(1.0, n, born_ms=T0 + 60_000)
+        shard.apply([(histories.stored(LABELS, n, T0 + 100), said)])
+    rows = list(shard.apply([], caught_up_ms=dict.fromkeys(END, T0 + 1_100_000)))
+    assert [(row.status, row.weight) for row in rows] == [("labelled", 1.0)] * 200
+    shard.close()
+
+
+def test_rows_that_wait_to_be_emitted_weigh_what_they_did(tmp_path: Path) -> None:
+    """Also where so many are due that a call emits but some of them."""
+    shard = Shard(tmp_path / "0.db", 0, config_of())
+    shard._requests.thinning = Thinning([(T0 - 1, 1), (T0 + 10**6, 0)])
+    made = [histories.prediction(n, T0) for n in range(60_000)]
+    kept = sum(shard._requests.thinning.lets_in(one.id) for one in made)
+    for at in range(0, 60_000, 1000):
+        block = histories.block(made[at : at + 1000])
+        shard.apply([(histories.stored(PREDICTIONS, at, T0), block)])
+    end, weights = dict.fromkeys(END, T0 + 10**7), []
+    while rows := list(shard.apply([], caught_up_ms=end)):
+        weights += [row.weight for row in rows]
+        shard.thin(0)
+    assert weights == [2.0] * kept
+    shard.close()
