@@ -138,20 +138,25 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        (
+            "{windw_s: 3}",
+            ".windw_s: unknown (did you mean feedback.models.a.window_s?)",
+        ),
+        (
+            "{conflict: sum}",
+            ": conflict: sum is for labels of type number; label is of another",
+        ),
+        ("3", ": a section, not a value (indent its settings below it)"),
+    ],
+)
 def test_what_is_wrong_with_a_model_of_the_feedback_section_is_named(
-    tmp_path: Path,
+    tmp_path: Path, model: str, problem: str
 ) -> None:
-    text = (
-        "feedback:\n  models:\n    a: {windw_s: 3}\n    b: {conflict: sum}\n    c: 3\n"
-    )
-    assert problems(written(tmp_path, text)) == [
-        "baton.yaml:3: feedback.models.a.windw_s: unknown (did you mean "
-        "feedback.models.a.window_s?)",
-        "baton.yaml:4: feedback.models.b: conflict: sum is for labels of type number; "
-        "label is of another",
-        "baton.yaml:5: feedback.models.c: a section, not a value (indent its settings "
-        "below it)",
-    ]
+    found = problems(written(tmp_path, f"feedback:\n  models:\n    a: {model}\n"))
+    assert found == [f"baton.yaml:2: feedback.models.a{problem}"]
 
 
 def test_environment_problems_name_the_variable(
