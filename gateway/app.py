@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from gateway.config import Config, worker_count
 from gateway.errors import GatewayError
+from gateway.feedback.log_file import partitions_fault
 from gateway.logs import configure, get_logger
 from gateway.preflight import faults, unix_in_use, unix_paths
 from gateway.registry.lifecycle import Lifecycle
@@ -88,6 +89,8 @@ class Gateway:
             loop.add_signal_handler(signum, self._stop.set)
         if found := faults(config):
             raise StartError("; ".join(found))
+        if fault := _log_fault(config):
+            raise StartError(fault)
         state_lock = _lock(config.state_dir)
         repository = Repository(
             config.model_repository,
@@ -298,6 +301,13 @@ class Gateway:
 
 def _flat(arguments: dict[str, str]) -> list[str]:
     return [part for pair in arguments.items() for part in pair]
+
+
+def _log_fault(config: Config) -> str:
+    feedback = config.feedback
+    if not feedback.enabled or feedback.kafka is not None:
+        return ""
+    return partitions_fault(config.state_dir, feedback.partitions)
 
 
 def _lock(state_dir: Path) -> TextIO:

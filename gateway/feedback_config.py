@@ -140,6 +140,26 @@ class JoinConfig(BaseModel):
     those of explored answers and shadows."""
 
     @model_validator(mode="after")
+    def _default_fits(self) -> JoinConfig:
+        default = self.default
+        for name, label in self.labels.items() if default is not None else ():
+            match default:
+                case bool():
+                    fits = label.type == "bool"
+                case str():
+                    known = not label.classes or default in label.classes
+                    fits = label.type == "class" and known
+                case _:
+                    fits = label.type == "number"
+            if not fits:
+                classes = f" ({', '.join(label.classes)})" if label.classes else ""
+                raise ValueError(
+                    f"default: {default!r} is no value of {name}, a {label.type}"
+                    f"{classes}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _in_parts(self) -> JoinConfig:
         if self.conflict in ("sum", "max"):
             others = [n for n, label in self.labels.items() if label.type != "number"]

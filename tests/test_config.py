@@ -149,6 +149,11 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
             "{conflict: sum}",
             ": conflict: sum is for labels of type number; label is of another",
         ),
+        (
+            "{default: zz, labels: {label: {classes: [up, down]}}}",
+            ": default: 'zz' is no value of label, a class (up, down)",
+        ),
+        ("{default: 3}", ": default: 3.0 is no value of label, a class"),
         ("3", ": a section, not a value (indent its settings below it)"),
     ],
 )

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,17 +34,29 @@ class Refusal(NamedTuple):
     detail: str
 
 
+class Unless(NamedTuple):
+    """What holds of a label unless it says otherwise.
+
+    Attributes:
+        source: Who says so.
+        time_ms: When it became true, Unix milliseconds.
+    """
+
+    source: str
+    time_ms: int
+
+
 Line = tuple[int, pb.LabelEvent | Refusal]
 
 
-def from_jsonl(lines: Iterable[str], source: str) -> Iterator[Line]:
+def from_jsonl(lines: Iterable[str], unless: Unless) -> Iterator[Line]:
     """Yield the labels of a file with a JSON object on each line that is not empty."""
     for number, text in enumerate(lines, 1):
         if text.strip():
-            yield _line(number, source, partial(_object, text))
+            yield _line(number, unless, partial(_object, text))
 
 
-def from_csv(lines: Iterable[str], source: str) -> Iterator[Line]:
+def from_csv(lines: Iterable[str], unless: Unless) -> Iterator[Line]:
     """Yield the labels of a CSV file whose first line names the columns.
 
     Raises:
@@ -60,17 +71,17 @@ def from_csv(lines: Iterable[str], source: str) -> Iterator[Line]:
         if cells:
             row = dict(zip(names, cells, strict=False))
             wrong = "" if len(cells) == len(names) else f"has {len(cells)} cells"
-            yield _line(rows.line_num, source, partial(_cells, row, wrong))
+            yield _line(rows.line_num, unless, partial(_cells, row, wrong))
 
 
-def message(fields: dict[str, Any], source: str) -> pb.LabelEvent:
+def message(fields: dict[str, Any], unless: Unless) -> pb.LabelEvent:
     """Return the message for a label; the service checks what it says.
 
     Args:
         fields: As in a line of JSON; ``value`` may be ``number``, ``truth``, ``text``
             or ``vector`` instead. Without ``id`` it is a hash of them, so that a label
             sent twice counts once.
-        source: Who says so, unless they do.
+        unless: What holds unless they say otherwise.
 
     Raises:
         ValueError, TypeError, ArithmeticError: They are no label.
@@ -79,9 +90,9 @@ def message(fields: dict[str, Any], source: str) -> pb.LabelEvent:
     data = dict(fields)
     event = pb.LabelEvent(
         id=data.pop("id", hashlib.sha256(text.encode()).hexdigest()[:32]),
-        source=data.pop("source", source),
+        source=data.pop("source", unless.source),
         kind=str(data.pop("kind", "value")).upper(),
-        time_ms=data.pop("time_ms", time.time_ns() // 1_000_000),
+        time_ms=data.pop("time_ms", unless.time_ms),
     )
     value = data.pop("value", None)
     for name, kind in _KINDS.items():
@@ -101,9 +112,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _line(number: int, source: str, fields: Callable[[], dict[str, Any]]) -> Line:
+def _line(number: int, unless: Unless, fields: Callable[[], dict[str, Any]]) -> Line:
     try:
-        return number, message(fields(), source)
+        return number, message(fields(), unless)
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         text = escape(" ".join(str(error).split()))
         return number, Refusal(number, "invalid", f"{text}; see --help")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -116,7 +117,9 @@ def send_labels(
     CSV names its columns in the first line: prediction_id, and value for classes, or
     number, truth, or vector (numbers with spaces between), and those above.
 
-    Without an id an event's is a hash of the line: a file sent twice counts once.
+    Without time_ms a label's time is when FILE was last changed, so that a file sent
+    again changes nothing, not even what a later one has corrected; without an id an
+    event's is a hash of the line.
     """
     given = label.given()
     if (file is None) == (not given):
@@ -207,12 +210,12 @@ class _Sending:
 
 def _one(given: dict[str, Any], source: str) -> Line:
     """Return the label that options give."""
-    from gateway.commands.label_files import message, vector
+    from gateway.commands.label_files import Unless, message, vector
 
     try:
         if "vector" in given:
             given["vector"] = vector(given["vector"])
-        return 1, message(given, source)
+        return 1, message(given, Unless(source, time.time_ns() // 1_000_000))
     except (ValueError, TypeError, ArithmeticError) as error:
         raise typer.BadParameter(escape(" ".join(str(error).split()))) from None
 
@@ -222,16 +225,21 @@ def _labels(
     outcomes: Outcomes, file: Path, format_: str, source: str
 ) -> Iterator[Iterator[Line]]:
     """Open a file of labels, with a bar if it is a long one."""
-    from gateway.commands.label_files import BadFile, from_csv, from_jsonl
+    from gateway.commands.label_files import BadFile, Unless, from_csv, from_jsonl
 
     read = from_csv if format_ == "csv" else from_jsonl
     try:
         with _opened(file) as lines:
-            size = os.fstat(lines.fileno()).st_size if str(file) != "-" else 0
+            size, time_ns = 0, time.time_ns()
+            if str(file) != "-":
+                about = os.fstat(lines.fileno())
+                # Sent again, it is no later than what others have said meanwhile.
+                size, time_ns = about.st_size, about.st_mtime_ns
             with progress(shown=size > _LONG) as bar:
                 task = bar.add_task("", total=size, what=f"labels of {file.name}")
                 moved = lambda nbytes: bar.advance(task, nbytes)  # noqa: E731
-                yield read(_counted(lines, moved), source)
+                unless = Unless(source, time_ns // 1_000_000)
+                yield read(_counted(lines, moved), unless)
     except (BadFile, UnicodeDecodeError) as error:
         outcomes.fail(f"{file}: {' '.join(str(error).split())}")
     except OSError as error:

@@ -13,15 +13,13 @@ from gateway.feedback.embedded import EmbeddedLog
 from gateway.feedback.frames import SOCKET
 from gateway.feedback.kafka import KafkaLog
 from gateway.feedback.log import EventLog
-from gateway.feedback.log_file import Limits, LogFile
+from gateway.feedback.log_file import FILE, FOLDER, Limits, LogFile
 from gateway.feedback.receiver import Receiver
 from gateway.logs import get_logger
 from gateway.transport.sockets import bind_unix
 
 _log = get_logger("recording")
 
-FOLDER = "events"
-"""Of the embedded log, in `state_dir`."""
 _RETRY_S = 5.0
 _TRIM_PERIOD_S = 60.0
 
@@ -121,4 +119,4 @@ async def open_log(config: Config) -> EventLog:
 
 def _file(folder: Path, partitions: int) -> LogFile:
     folder.mkdir(parents=True, exist_ok=True)
-    return LogFile(folder / "log.sqlite", partitions)
+    return LogFile(folder / FILE, partitions)

@@ -31,6 +31,8 @@ from gateway.logs import get_logger
 
 _log = get_logger("event_log")
 
+FOLDER, FILE = "events", "log.sqlite"
+"""Where the log is in `state_dir`."""
 _APPLICATION = 0x4261746C
 """SQLite's ``application_id``: "Batl"."""
 SCHEMA = 1
@@ -92,6 +94,30 @@ class Recovered(NamedTuple):
 
     aside: Path
     events: int
+
+
+def _other(partitions: int, wanted: int) -> str:
+    return (
+        f"the event log has {partitions} partitions and feedback.partitions says "
+        f"{wanted}: labels would no longer meet their predictions. Set it back, or "
+        "move state_dir/events and state_dir/joins away: what waits for labels is "
+        "then forgotten"
+    )
+
+
+def partitions_fault(state_dir: Path, partitions: int) -> str:
+    """Return why the log in a folder cannot be used; empty if nothing is known."""
+    path = state_dir / FOLDER / FILE
+    if not path.exists():
+        return ""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        ) as db:
+            (found,) = db.execute("SELECT partitions FROM layout").fetchone()
+    except (sqlite3.Error, TypeError):  # whoever opens it sees to that
+        return ""
+    return "" if found == partitions else _other(found, partitions)
 
 
 class LogFile:
@@ -299,12 +325,7 @@ class LogFile:
                 raise sqlite3.DatabaseError(f"malformed: {problem}")
         (partitions,) = db.execute("SELECT partitions FROM layout").fetchone()
         if partitions != self.partitions:
-            raise LogUnavailable(
-                f"the event log has {partitions} partitions and the configuration "
-                f"says {self.partitions}: labels would no longer meet their "
-                "predictions. Set feedback.partitions back, or start with an empty "
-                "state_dir/log"
-            )
+            raise LogUnavailable(_other(partitions, self.partitions))
 
     def recover(self) -> None:
         """Set the file aside and go on with what can be read of it.

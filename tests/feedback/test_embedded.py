@@ -147,6 +147,26 @@ def test_another_number_of_partitions_is_refused(tmp_path: Path) -> None:
         _file(tmp_path, partitions=8)
 
 
+def test_a_gateway_with_another_number_of_partitions_does_not_start(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "state" / "events").mkdir(parents=True)
+    LogFile(tmp_path / "state" / "events" / "log.sqlite", 4).close()
+    config = tmp_path / "baton.yaml"
+    config.write_text(
+        f"model_repository: {tmp_path}/models\nstate_dir: {tmp_path}/state\n"
+        "grpc: {port: 0}\nmetrics: {port: 0}\n"
+        "feedback: {enabled: true, partitions: 7}\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve", str(config)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert "4 partitions and feedback.partitions says 7" in found.stderr
+
+
 def test_a_flipped_bit_costs_one_event(tmp_path: Path) -> None:
     file = _file(tmp_path)
     file.append([(PLACE, [Event(b"key", b"%d" % n) for n in range(5)])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from uuid import uuid4
 
@@ -127,6 +128,20 @@ def test_long_files_are_sent_in_parts_and_refusals_keep_their_lines(
 def extents(gateway: Gateway, topic: str) -> list[tuple[int, int]]:
     """Return what the log holds."""
     return [gateway.run(gateway.log.extent(topic, n)) for n in range(2)]
+
+
+def test_a_file_is_of_the_time_when_it_was_changed(gateway: Gateway) -> None:
+    """Sent again after a correction, it does not undo that."""
+    file = gateway.folder / "labels.jsonl"
+    file.write_text(json.dumps({"prediction_id": str(uuid4()), "value": "up"}))
+    os.utime(file, ns=(1_700_000_000_123_456_789,) * 2)
+    for _ in range(2):
+        assert gateway.baton("labels", "send", str(file)).exit_code == 0
+    first, again = exported(gateway, "labels")
+    assert first["time_ms"] == 1_700_000_000_123
+    assert {**again, "offset": 0, "arrived_ms": 0} == {
+        **first, "offset": 0, "arrived_ms": 0
+    }  # fmt: skip
 
 
 def test_what_is_refused_is_said_by_line(gateway: Gateway) -> None:
