@@ -55,8 +55,9 @@ def _unknown(prediction_id: str, partition: int) -> str:
     return (
         f"nothing is known of {escape(prediction_id)} here (partition {partition}): it "
         "is not joined yet, was not logged (feedback.enabled), is another gateway's "
-        "(--outcomes), or is forgotten since window_s and lateness_s are over: `baton "
-        "log rows FILE` may have its rows, `baton log export predictions FILE` itself"
+        "(--outcomes), was one too many (feedback.max_pending), or is forgotten since "
+        "window_s and lateness_s are over: `baton log rows FILE` may have its rows, "
+        "`baton log export predictions FILE` itself"
     )
 
 
