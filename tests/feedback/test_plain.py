@@ -38,7 +38,7 @@ def settings(rng: random.Random) -> JoinConfig:
             "window_s": rng.choice([5, 10, 60]),
             "lateness_s": rng.choice([0, 20]),
             "conflict": conflict,
-            "default": rng.choice([None, 0.0]),
+            "default": rng.choice([None, 0.0]) if alone else None,
             "needs_activation": rng.random() < 0.2,
             "sample": rng.choice([1.0, 0.5]),
             "dangling_ttl_s": 120,

@@ -48,7 +48,10 @@ def answer(model: str = "m", request_id: str = "", data: bytes = bytes(4)) -> An
     name = str(uuid.uuid4()).encode()
     context = ("", -1, ())
     named = request_id.encode()
-    return Answer(name, model, 7, 8, 1, CHOICE, context, LAYOUT, [data], named)
+    layout = LAYOUT
+    if len(data) != 4:
+        layout = (TensorLayout("y", "FP32", (len(data) // 4,)),)
+    return Answer(name, model, 7, 8, 1, CHOICE, context, layout, [data], named)
 
 
 def ring_to(path: Path, config: FeedbackConfig) -> Ring:
