@@ -123,6 +123,7 @@ def scene(
         yield served, harm, control
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "fault", ["embedded, controller", "Kafka, controller", "Kafka, broker"]
 )
@@ -143,7 +144,7 @@ async def test_clients_notice_nothing_and_every_label_counts_once(
                 await asyncio.to_thread(wait_for, client.labelled, 60)
         await client.channel.close()
         joined = partial(all_joined, served, len(client.labels))
-        await asyncio.to_thread(wait_for, joined, 90)
+        await asyncio.to_thread(wait_for, joined, 240)  # its group rejoins
         assert served.running.stop() == 0
         assert client.joined() == client.labels
     count = len(client.labels)
